@@ -1,0 +1,26 @@
+"""Dynamic Graph Networks for Keras: every image gets its own wiring."""
+
+from dgnet_keras import layers
+from dgnet_keras.backbones import DGResNet
+from dgnet_keras.backbones.base import Backbone, adjacency
+from dgnet_keras.classifier import Classifier, create, list_variants
+from dgnet_keras.complexity import count_macs
+from dgnet_keras.convert import copy_weights
+from dgnet_keras.export import export_saved_model
+from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.version import __version__
+
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "DGResNet",
+    "Preprocessing",
+    "__version__",
+    "adjacency",
+    "copy_weights",
+    "count_macs",
+    "create",
+    "export_saved_model",
+    "layers",
+    "list_variants",
+]

@@ -1,0 +1,238 @@
+"""Backbone: a stem, graph stages and a head as one functional Keras model."""
+
+import contextlib
+import dataclasses
+import difflib
+import random
+
+import keras
+import numpy as np
+
+from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.preprocessing import Preprocessing
+
+
+def closest(name, names):
+    """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(str(name), [str(n) for n in names], n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def check_input_shape(input_shape):
+    """Returns (height or None, width or None, channels); raises `ValueError` if it is not that."""
+    shape = tuple(input_shape)
+    sizes_ok = len(shape) == 3 and all(s is None or (int(s) == s and s > 0) for s in shape)
+    if not sizes_ok or shape[2] is None:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels); height and width may be None. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    return shape
+
+
+@contextlib.contextmanager
+def construction_scope(seed, dtype):
+    """Layers made inside draw their initial weights from `seed` and use the policy `dtype`.
+
+    Keras draws the seed of an initializer from Python's `random` when the initializer is made.
+    Wirings add no random initializer, so the blocks of one seed start equal in every wiring.
+    """
+    state, policy = random.getstate(), keras.config.dtype_policy()
+    random.seed(seed)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        keras.config.set_dtype_policy(policy)
+
+
+class GraphModel(keras.Model):
+    """A Keras model that compiles with XLA by default only where an accelerator is present."""
+
+    def compile(self, *args, jit_compile="auto", **kwargs):
+        """As `keras.Model.compile`; `jit_compile="auto"` means no XLA on a CPU.
+
+        XLA made a CPU's train step 3 to 4 times slower (measured on a bottleneck stage).
+        """
+        if jit_compile == "auto":
+            import tensorflow as tf
+
+            accelerators = tf.config.list_logical_devices("GPU")
+            accelerators += tf.config.list_logical_devices("TPU")
+            jit_compile = "auto" if accelerators else False
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+
+class Backbone(GraphModel):
+    """Base of the families: images to a final feature map, through graph stages.
+
+    A family subclasses it, and gives `family`, `spec_class`, `variants` and the three static
+    methods `stem`, `stage_blocks` and (optionally) `head`.
+
+    Args:
+        spec: a variant's name, or an instance of the family's Spec.
+        input_shape: (height, width, channels) in pixels; height and width may be None.
+        wiring: see `GraphStage`, as for all arguments down to `max_nodes`.
+        threshold: see `GraphStage`.
+        edge_scale: see `GraphStage`.
+        init: see `GraphStage`.
+        gate: see `GraphStage`.
+        learn_threshold: see `GraphStage`.
+        max_nodes: see `GraphStage`.
+        seed: of the initial weights and of random wiring. Blocks of equal seed start equal in
+            every wiring.
+        preprocessing: a `Preprocessing`, or None for the default of `input_shape`.
+        dtype: dtype policy of the layers; None means Keras's global policy.
+        name: of the model; None means the variant's name.
+
+    Attributes:
+        pyramid_outputs: dict `"P<level>"` to the symbolic output of the last stage of stride
+            2^level, (batch, height / 2^level, width / 2^level, channels).
+        adjacency_outputs: dict stage or graph name to its symbolic adjacency, float32
+            (batch, N + 1, N + 1).
+
+    Raises:
+        ValueError: for an unknown variant or option, or one out of range.
+    """
+
+    family = None
+    spec_class = None
+    variants = None
+
+    def __init__(
+        self,
+        spec,
+        *,
+        input_shape=(224, 224, 3),
+        wiring="dynamic",
+        threshold=0.1,
+        edge_scale=None,
+        init="open",
+        gate="straight_through",
+        learn_threshold=False,
+        max_nodes=None,
+        seed=0,
+        preprocessing=None,
+        dtype=None,
+        name=None,
+    ):
+        input_shape = check_input_shape(input_shape)
+        if isinstance(spec, str):
+            name = name or spec
+            spec = self.variant_spec(spec)
+        dtype = keras.dtype_policies.get(dtype)
+        graph_options = {
+            "wiring": wiring,
+            "threshold": threshold,
+            "edge_scale": edge_scale,
+            "init": init,
+            "gate": gate,
+            "learn_threshold": learn_threshold,
+            "max_nodes": max_nodes,
+        }
+        pyramid, adjacency = {}, {}
+        with construction_scope(seed, dtype):
+            inputs = keras.Input(input_shape, name="images", dtype="float32")
+            x = self.stem(spec, inputs)
+            stride = spec.stem_reduction
+            for k, blocks in enumerate(self.stage_blocks(spec), start=1):
+                stage = GraphStage(blocks, seed=(seed, k), name=f"stage{k}", **graph_options)
+                outputs = stage(x)
+                x = outputs["features"]
+                stride *= blocks[0].strides
+                pyramid[f"P{stride.bit_length() - 1}"] = x
+                adjacency.update(outputs["adjacency"])
+            outputs = self.head(spec, x)
+        super().__init__(inputs=inputs, outputs=outputs, name=name or self.family)
+        self.spec = spec
+        self.pyramid_outputs = pyramid
+        self.adjacency_outputs = adjacency
+        self.preprocessing = preprocessing or Preprocessing.for_input(
+            input_shape, crop=spec.default_crop
+        )
+        self._options = {
+            "input_shape": input_shape,
+            **graph_options,
+            "seed": seed,
+            "dtype": keras.dtype_policies.serialize(dtype),
+        }
+
+    @classmethod
+    def variant_spec(cls, name):
+        """The Spec of the variant called `name`; `ValueError` names the closest ones."""
+        if name not in cls.variants:
+            raise ValueError(
+                f"{cls.__name__} has no variant {name!r}.{closest(name, cls.variants)} "
+                f"It has: {', '.join(cls.variants)}"
+            )
+        return cls.variants[name]
+
+    @staticmethod
+    def stem(spec, inputs):
+        """Images to the first stage's input; `spec.stem_reduction` is its stride."""
+        raise NotImplementedError
+
+    @staticmethod
+    def stage_blocks(spec):
+        """A list of blocks for each stage; the blocks are named `block_0`, `block_1`, ..."""
+        raise NotImplementedError
+
+    @staticmethod
+    def head(spec, features):
+        """The last stage's features to the backbone's output; by default the same."""
+        return features
+
+    @property
+    def wiring(self):
+        """The wiring of the graph stages."""
+        return self._options["wiring"]
+
+    @property
+    def stages(self):
+        """The graph stages in order."""
+        return [layer for layer in self.layers if isinstance(layer, GraphStage)]
+
+    def get_config(self):
+        """The constructor's arguments; the spec as a dict of its fields."""
+        return {
+            "spec": dataclasses.asdict(self.spec),
+            **self._options,
+            "preprocessing": self.preprocessing.to_config(),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Rebuilds the backbone."""
+        config = dict(config)
+        config["spec"] = cls.spec_class(**config["spec"])
+        config["preprocessing"] = Preprocessing(**config["preprocessing"])
+        config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+def adjacency(model, images, *, batch_size=32):
+    """The connectivity that each image takes: weights of its open edges.
+
+    Args:
+        model: a backbone or a classifier of this package.
+        images: what the model takes (preprocessed), (batch, height, width, channels).
+        batch_size: images computed at a time.
+
+    Returns:
+        Dict of stage (or graph) name to a float32 array (batch, N + 1, N + 1); entry [b, j, i] is
+        the weight of the edge from node j to node i for image b, 0 where it is closed. Empty for
+        a model without edges.
+
+    Raises:
+        ValueError: if the model has no `adjacency_outputs`, or the images do not fit it.
+    """
+    outputs = getattr(model, "adjacency_outputs", None)
+    if outputs is None:
+        raise ValueError(f"`model` must be a backbone or classifier of dgnet_keras. Got: {model}")
+    if not outputs:
+        return {}
+    connectivity = keras.Model(model.input, dict(outputs))
+    found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
+    return {name: found[name] for name in outputs}

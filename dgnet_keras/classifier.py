@@ -1,0 +1,180 @@
+"""Classifier, and `create`: a model by its name."""
+
+import dataclasses
+
+import keras
+
+from dgnet_keras.backbones import FAMILIES
+from dgnet_keras.backbones.base import GraphModel, closest, construction_scope
+from dgnet_keras.convert import load_weights
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class Classifier(GraphModel):
+    """Backbone, global average pooling, dropout, dense: images to float32 logits.
+
+    Args:
+        backbone: a `Backbone`.
+        num_classes: number of classes.
+        dropout: rate before the dense layer.
+        name: of the model; None means the backbone's name.
+
+    Call arguments:
+        images: preprocessed images (see `preprocessing`), (batch, height, width, channels).
+
+    Returns:
+        Logits, float32 (batch, num_classes), under every dtype policy.
+
+    Raises:
+        ValueError: if `num_classes` is not a positive integer.
+    """
+
+    def __init__(self, backbone, num_classes, *, dropout=0.0, name=None):
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                "`num_classes` must be a positive integer, or None in `create` for the backbone. "
+                f"Received: num_classes={num_classes!r}"
+            )
+        options = backbone.get_config()
+        with construction_scope(options["seed"], "float32"):
+            x = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
+            if dropout:
+                x = keras.layers.Dropout(dropout, name="dropout")(x)
+            logits = keras.layers.Dense(
+                num_classes,
+                name="logits",
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            )(x)
+        super().__init__(inputs=backbone.input, outputs=logits, name=name or backbone.name)
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.dropout = dropout
+
+    @property
+    def preprocessing(self):
+        """Resize, crop, mean and standard deviation: the backbone's."""
+        return self.backbone.preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value):
+        self.backbone.preprocessing = value
+
+    @property
+    def adjacency_outputs(self):
+        """Symbolic adjacency of each stage with edges: the backbone's."""
+        return self.backbone.adjacency_outputs
+
+    @property
+    def pyramid_outputs(self):
+        """Symbolic feature maps by level: the backbone's."""
+        return self.backbone.pyramid_outputs
+
+    def get_config(self):
+        """The constructor's arguments, the backbone serialised."""
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "num_classes": self.num_classes,
+            "dropout": self.dropout,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Rebuilds the classifier with its backbone."""
+        backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
+        return cls(**{**config, "backbone": backbone})
+
+
+def list_variants(family=None):
+    """Names of the variants, in table order.
+
+    Args:
+        family: `"resnet"`, ...; None means all families.
+
+    Returns:
+        List of names that `create` takes.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    families = {cls.family: cls for cls in FAMILIES}
+    if family is not None and family not in families:
+        raise ValueError(f"Unknown family {family!r}. Families are: {', '.join(families)}")
+    chosen = families.values() if family is None else [families[family]]
+    return [name for cls in chosen for name in cls.variants]
+
+
+def create(
+    name,
+    *,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    wiring="dynamic",
+    threshold=0.1,
+    edge_scale=None,
+    init="open",
+    gate="straight_through",
+    learn_threshold=False,
+    max_nodes=None,
+    seed=0,
+    weights=None,
+    **overrides,
+):
+    """Creates a model by the name of its variant.
+
+    Args:
+        name: one of `list_variants()`, such as `"resnet50"` or `"resnet20_cifar"`.
+        num_classes: number of classes; None gives the backbone without a classifier.
+        input_shape: (height, width, channels) in pixels; height and width may be None.
+        wiring: `"dynamic"`, `"chain"` (the static twin), `"learned"`, `"random"`, `"complete"`.
+        threshold: float in [0, edge_scale): edges of at most this weight are closed.
+        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
+        init: `"open"` (every edge open) or `"static"` (starts as its static twin).
+        gate: the gate's gradient: `"straight_through"`, `"masked"` or `"surrogate"`.
+        learn_threshold: whether each node's threshold is trained (surrogate gate only).
+        max_nodes: bounds the blocks of one graph; None does not split stages.
+        seed: of the initial weights and of random wiring.
+        weights: path of a `.weights.h5` file of the same architecture, or None.
+        **overrides: fields of the family's Spec, such as `depths`, `widths`, `stem_strides`.
+
+    Returns:
+        A `Classifier` (logits, float32), or the backbone if `num_classes` is None.
+
+    Raises:
+        ValueError: for an unknown variant or option, or a value out of range; the message says
+            what was expected and what was received.
+    """
+    family = next((cls for cls in FAMILIES if name in cls.variants), None)
+    if family is None:
+        raise ValueError(
+            f"Unknown variant {name!r}.{closest(name, list_variants())} "
+            "`dgnet_keras.list_variants()` lists all."
+        )
+    backbone = family(
+        _override(family.variants[name], overrides),
+        input_shape=input_shape,
+        wiring=wiring,
+        threshold=threshold,
+        edge_scale=edge_scale,
+        init=init,
+        gate=gate,
+        learn_threshold=learn_threshold,
+        max_nodes=max_nodes,
+        seed=seed,
+        name=name,
+    )
+    model = backbone if num_classes is None else Classifier(backbone, num_classes)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _override(spec, overrides):
+    fields = [field.name for field in dataclasses.fields(spec)]
+    for key in overrides:
+        if key not in fields:
+            raise ValueError(
+                f"Unknown argument {key!r}.{closest(key, fields)} "
+                f"Fields of {type(spec).__name__}: {', '.join(fields)}"
+            )
+    return dataclasses.replace(spec, **overrides)

@@ -1,0 +1,183 @@
+"""Threshold gate: edges whose weight does not exceed the threshold are closed."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+GATES = ("straight_through", "masked", "surrogate")
+
+
+def gate_dtype(compute_dtype):
+    """The dtype of edge weights: float32 under every policy, wider only under a float64 policy."""
+    return "float64" if keras.backend.standardize_dtype(compute_dtype) == "float64" else "float32"
+
+
+def check_choice(name, value, choices):
+    """Raises `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")
+
+
+def check_threshold(threshold, edge_scale):
+    """Raises `ValueError` unless 0 <= threshold < edge_scale, both finite."""
+    if not (math.isfinite(edge_scale) and edge_scale > 0):
+        raise ValueError(f"`edge_scale` must be a positive number. Received: {edge_scale}")
+    if not 0 <= threshold < edge_scale:
+        raise ValueError(
+            f"`threshold` must be in [0, edge_scale) = [0, {edge_scale}). "
+            f"Received: threshold={threshold}"
+        )
+
+
+def threshold_gate(edge_weights, threshold, *, gate="straight_through", sharpness=10.0, keep=None):
+    """Closes the edges under the threshold: `a * (a > threshold)`, with a chosen gradient.
+
+    Gradient with regard to the edge weight a and the threshold tau, s = sigmoid(k (a - tau)):
+
+    - `straight_through`: da = 1 everywhere, so that a closed edge can open again;
+    - `masked`: da = 1 on open edges, 0 on closed ones;
+    - `surrogate`: da = s + a k s (1 - s), dtau = -a k s (1 - s).
+
+    Args:
+        edge_weights: tensor of any shape, float32 or float64.
+        threshold: scalar, or a tensor that broadcasts against `edge_weights`, of its dtype.
+        gate: one of `GATES`.
+        sharpness: k above, per unit of edge weight.
+        keep: boolean tensor shaped like `edge_weights`; its edges are open even under the
+            threshold. None keeps none.
+
+    Returns:
+        Tensor shaped like `edge_weights`: the weight of an open edge, 0 of a closed one.
+    """
+
+    @tf.custom_gradient
+    def apply(a, tau):
+        is_open = a > tau
+        if keep is not None:
+            is_open = tf.logical_or(is_open, keep)
+        mask = tf.cast(is_open, a.dtype)
+
+        def gradient(upstream):
+            if gate == "straight_through":
+                return upstream, tf.zeros_like(tau)
+            if gate == "masked":
+                return upstream * mask, tf.zeros_like(tau)
+            s = tf.sigmoid(sharpness * (a - tau))
+            slope = a * sharpness * s * (1 - s)
+            return upstream * (s + slope), _sum_to_shape(-upstream * slope, tau)
+
+        return a * mask, gradient
+
+    return apply(edge_weights, tf.convert_to_tensor(threshold, edge_weights.dtype))
+
+
+def _sum_to_shape(gradient, target):
+    """Sums a gradient over the axes along which `target` was broadcast."""
+    axes, _ = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(target), s1=tf.shape(gradient))
+    return tf.reshape(tf.reduce_sum(gradient, axes), tf.shape(target))
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class ThresholdGate(keras.layers.Layer):
+    """Threshold gate: keeps an edge weight above the threshold, sets every other to 0.
+
+    The forward pass is `a * (a > threshold)`; what the backward pass does is `gate`, see
+    `threshold_gate`. The comparison is done in float32 under every dtype policy (float64 under
+    a float64 policy). That the paper closes edges under a threshold is its abstract (arXiv
+    2010.01097); the three gradients are this implementation's own definitions.
+
+    Args:
+        threshold: float in [0, edge_scale), in units of edge weight. With `learn_threshold` it
+            is the initial value, and must be above 0.
+        gate: `"straight_through"`, `"masked"` or `"surrogate"`.
+        learn_threshold: whether the threshold is trained, as `edge_scale * sigmoid(t)` with one
+            trainable scalar t. Needs `gate="surrogate"`, the only gate with a gradient for it.
+        edge_scale: positive float; the largest value that an edge weight can take.
+        sharpness: positive float, k of the surrogate gradient, per unit of edge weight.
+
+    Call arguments:
+        inputs: edge weights, any shape.
+        keep: optional boolean tensor of the shape of `inputs`: edges that stay open.
+
+    Returns:
+        Tensor of the shape of `inputs`, float32.
+
+    Raises:
+        ValueError: for an unknown gate, a threshold outside [0, edge_scale), or a learned
+            threshold without the surrogate gradient or at 0.
+    """
+
+    def __init__(
+        self,
+        threshold=0.1,
+        *,
+        gate="straight_through",
+        learn_threshold=False,
+        edge_scale=1.0,
+        sharpness=10.0,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        check_choice("gate", gate, GATES)
+        check_threshold(threshold, edge_scale)
+        if not sharpness > 0:
+            raise ValueError(f"`sharpness` must be positive. Received: sharpness={sharpness}")
+        if learn_threshold and gate != "surrogate":
+            raise ValueError(
+                "`learn_threshold=True` needs `gate='surrogate'`, the only gate whose gradient "
+                f"reaches the threshold. Received: gate={gate!r}"
+            )
+        if learn_threshold and threshold == 0:
+            raise ValueError(
+                "`learn_threshold=True` needs an initial `threshold` above 0. "
+                f"Received: threshold={threshold}"
+            )
+        self.threshold = float(threshold)
+        self.gate = gate
+        self.learn_threshold = learn_threshold
+        self.edge_scale = float(edge_scale)
+        self.sharpness = float(sharpness)
+
+    def build(self, input_shape):
+        """Creates the trainable threshold logit, a scalar, where the threshold is learned."""
+        if self.learn_threshold:
+            share = self.threshold / self.edge_scale
+            self.threshold_logit = self.add_weight(
+                name="threshold_logit",
+                shape=(),
+                initializer=keras.initializers.Constant(math.log(share / (1 - share))),
+            )
+
+    def current_threshold(self):
+        """The threshold in force: a float, or a scalar tensor where it is learned."""
+        if not self.learn_threshold:
+            return self.threshold
+        dtype = gate_dtype(self.compute_dtype)
+        return self.edge_scale * tf.sigmoid(tf.cast(self.threshold_logit, dtype))
+
+    def call(self, inputs, keep=None):
+        """Gates the edge weights, of any shape."""
+        edge_weights = tf.cast(inputs, gate_dtype(self.compute_dtype))
+        return threshold_gate(
+            edge_weights,
+            self.current_threshold(),
+            gate=self.gate,
+            sharpness=self.sharpness,
+            keep=keep,
+        )
+
+    def compute_output_spec(self, inputs, keep=None):
+        """The output's shape is the input's; its dtype is float32 under every policy."""
+        return keras.KerasTensor(inputs.shape, dtype=gate_dtype(self.compute_dtype))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "threshold": self.threshold,
+            "gate": self.gate,
+            "learn_threshold": self.learn_threshold,
+            "edge_scale": self.edge_scale,
+            "sharpness": self.sharpness,
+        }

@@ -1,0 +1,470 @@
+"""Graph stage: blocks as the nodes of a complete directed acyclic graph, wired per sample."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dgnet_keras.layers.gate import ThresholdGate, check_choice, check_threshold, gate_dtype
+from dgnet_keras.layers.router import Router, edge_weights_from_logits
+
+WIRINGS = ("dynamic", "chain", "learned", "random", "complete")
+INITS = ("open", "static")
+
+
+def aggregate(column, features):
+    """`sum_j column[:, j] * features[j]`: what a node takes in.
+
+    Equals `tf.einsum("bj,jbhwc->bhwc", column, tf.stack(features))`, forward and backward,
+    without the stacked copy: the backward pass uses the cached column of the adjacency and the
+    nodes' own outputs.
+
+    Args:
+        column: the node's column of the adjacency, (batch, sources), float32 or float64.
+        features: the sources' outputs, a list of tensors (batch, height, width, channels).
+
+    Returns:
+        Tensor (batch, height, width, channels) of the features' dtype.
+    """
+
+    def scale(weight, x):
+        return tf.reshape(tf.cast(weight, x.dtype), [-1, 1, 1, 1]) * x
+
+    @tf.custom_gradient
+    def apply(column, *features):
+        weights = tf.unstack(column, axis=1)
+        total = tf.add_n([scale(w, x) for w, x in zip(weights, features, strict=True)])
+
+        def gradient(upstream):
+            wide = tf.cast(upstream, column.dtype)
+            products = [
+                tf.reduce_sum(wide * tf.cast(x, column.dtype), axis=(1, 2, 3)) for x in features
+            ]
+            return tf.stack(products, axis=1), *(scale(w, upstream) for w in weights)
+
+        return total, gradient
+
+    return apply(column, *features)
+
+
+def strongest_edge(logits, is_on):
+    """One-hot mask of each sample's strongest edge among the sources that are on.
+
+    Args:
+        logits: (batch, sources), the edges' logits into one node.
+        is_on: boolean (batch, sources); at least one source of each sample is on.
+
+    Returns:
+        Boolean (batch, sources); of equal logits the latest source wins.
+    """
+    candidates = tf.where(is_on, logits, tf.fill(tf.shape(logits), logits.dtype.min))
+    sources = logits.shape[1]
+    latest = sources - 1 - tf.argmax(tf.reverse(candidates, axis=[1]), axis=1)
+    return tf.one_hot(latest, sources, on_value=True, off_value=False)
+
+
+def initial_edge_biases(num_edges, *, init, threshold):
+    """Initial logits of a node's outgoing edges, the chain edge first.
+
+    Args:
+        num_edges: number of outgoing edges.
+        init: `"open"`: all 0. `"static"`: 0 for the chain edge, min(-3.5, logit(0.3 threshold))
+            for the others, which are then closed.
+        threshold: the initial threshold; in (0, 1) for `"static"`.
+
+    Returns:
+        float32 array (num_edges,).
+    """
+    biases = np.zeros(num_edges, "float32")
+    if init == "static":
+        closed = 0.3 * threshold
+        biases[1:] = min(-3.5, math.log(closed / (1 - closed)))
+    return biases
+
+
+def random_adjacency(num_blocks, seed):
+    """Bernoulli(0.5) edges of weight 1 / in-degree, at least one into each node.
+
+    Args:
+        num_blocks: N, the number of blocks of the graph.
+        seed: int or sequence of ints; the same seed gives the same edges on any machine.
+
+    Returns:
+        float32 array (N + 1, N + 1), strictly upper triangular; columns 1 to N sum to 1.
+    """
+    rng = np.random.default_rng(seed)
+    adjacency = np.zeros((num_blocks + 1, num_blocks + 1), "float32")
+    for target in range(1, num_blocks + 1):
+        is_open = rng.random(target) < 0.5
+        if not is_open.any():
+            is_open[rng.integers(target)] = True
+        adjacency[:target, target] = is_open / is_open.sum()
+    return adjacency
+
+
+def fixed_adjacency(num_blocks, wiring):
+    """The adjacency of the `chain` and `complete` wirings, float32 (N + 1, N + 1)."""
+    if wiring == "chain":
+        return np.eye(num_blocks + 1, k=1, dtype="float32")
+    edges = np.triu(np.ones((num_blocks + 1, num_blocks + 1), "float32"), k=1)
+    return edges / np.maximum(edges.sum(axis=0, keepdims=True), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    """One graph of a stage: its blocks are the stage's `first` to `first + num_blocks - 1`."""
+
+    key: str
+    first: int
+    num_blocks: int
+
+    @property
+    def last(self):
+        return self.first + self.num_blocks - 1
+
+
+class _FixedEdges:
+    """Columns of an adjacency that does not depend on the sample; every node is on."""
+
+    def __init__(self, adjacency, batch_size, dtype):
+        matrix = tf.cast(adjacency, dtype)[None]
+        self._adjacency = tf.repeat(matrix, batch_size, axis=0)
+
+    def add_source(self, features):
+        pass
+
+    def column(self, target):
+        return self._adjacency[:, :target, target]
+
+    def adjacency(self):
+        return self._adjacency
+
+
+class _RoutedEdges:
+    """Columns of an adjacency that is computed while the nodes run, under both path rules.
+
+    Source j adds its logits and weights when it is done (`add_source`); when node i starts,
+    column i is complete: gated, with the rows of the nodes that are off set to zero, and, into
+    the output, with the strongest edge kept. The masks are constants to the gradient.
+    """
+
+    def __init__(self, route, gates):
+        self._route = route
+        self._gates = gates
+        self._logits, self._edge_weights = [], []
+        self._is_on, self._columns = [], []
+
+    def add_source(self, features):
+        edges = self._route(len(self._logits), features)
+        self._logits.append(tf.unstack(edges["logits"], axis=1))
+        self._edge_weights.append(tf.unstack(edges["edge_weights"], axis=1))
+        if not self._is_on:
+            self._is_on.append(tf.ones_like(self._logits[0][0], tf.bool))
+
+    def column(self, target):
+        def into_target(rows):
+            return tf.stack([row[target - 1 - j] for j, row in enumerate(rows[:target])], axis=1)
+
+        is_on = tf.stack(self._is_on, axis=1)
+        is_output = target == len(self._gates)
+        keep = strongest_edge(into_target(self._logits), is_on) if is_output else None
+        gated = self._gates[target - 1](into_target(self._edge_weights), keep=keep)
+        column = gated * tf.cast(is_on, gated.dtype)
+        if not is_output:
+            self._is_on.append(tf.reduce_any(column > 0, axis=1))
+        self._columns.append(column)
+        return column
+
+    def adjacency(self):
+        size = len(self._columns) + 1
+        padded = [tf.pad(c, [[0, 0], [0, size - c.shape[1]]]) for c in self._columns]
+        return tf.stack([tf.zeros_like(padded[0]), *padded], axis=2)
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class GraphStage(keras.layers.Layer):
+    """Blocks as nodes of a complete directed acyclic graph; each sample takes its own edges.
+
+    Node j's features x_j are routed to every later node, the output node N included:
+
+        x_0      = block_0(inputs)
+        z_j      = clip(router_j(x_j), -12, 12)                  (batch, N - j)
+        alpha_j  = edge_scale * sigmoid(z_j)                     (batch, N - j), float32
+        A[b,j,i] = alpha_j[b,i] if alpha_j[b,i] > threshold else 0
+        h_i      = sum_{j<i} A[:,j,i] * x_j
+        x_i      = block_i(h_i)   for 0 < i < N
+        output   = h_N
+
+    Two rules make paths real: (a) a node without an open incoming edge is off for that sample,
+    its row of A is zero; (b) the output keeps its strongest incoming edge among the nodes that
+    are on (by logit, ties to the latest source) even under the threshold. A stage of one block
+    has no router and no adjacency. The paper (arXiv 2010.01097) describes the graph, the
+    routers and the threshold in its abstract; the formulas and rules above are this
+    implementation's own definitions.
+
+    Args:
+        blocks: list of layers with distinct names, features in, features out. `blocks[0]` takes
+            the stage's input and may change its shape; the others must keep it.
+        wiring: `"dynamic"` (routers), `"chain"` (only edges i - 1 -> i of weight 1: the original
+            network), `"learned"` (one trainable logit an edge, the same for every sample),
+            `"random"` (seeded Bernoulli(0.5) edges of weight 1 / in-degree), `"complete"` (every
+            edge, weight 1 / in-degree).
+        threshold: float in [0, edge_scale), in units of edge weight.
+        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
+        init: `"open"`: every edge starts open with weight edge_scale / 2. `"static"`: chain
+            edges start with weight exactly 1 and all others closed, so that the stage computes
+            what the chain of its blocks computes.
+        gate: the gate's gradient: `"straight_through"`, `"masked"` or `"surrogate"`.
+        learn_threshold: whether each node's threshold is trained (surrogate gate only).
+        max_nodes: int of at least 2, or None. Bounds the blocks of one graph: a deeper stage is
+            split into consecutive graphs of near-equal size.
+        seed: int, or sequence of ints; for `wiring="random"` only.
+
+    Call arguments:
+        inputs: features, (batch, height, width, channels).
+
+    Returns:
+        Dict: `"features"`, (batch, height', width', channels') in the compute dtype, and
+        `"adjacency"`, a dict of float32 tensors (batch, N + 1, N + 1) with the stage's name as
+        key, or `<name>_graph0`, `<name>_graph1`, ... where the stage is split. Entry [b, j, i] is
+        the weight of edge j -> i for sample b. Empty for a stage without edges.
+
+    Raises:
+        ValueError: for an unknown option, an option out of range, blocks without distinct names,
+            an input that is not of rank 4, or a block that changes the stage's feature shape.
+    """
+
+    def __init__(
+        self,
+        blocks,
+        *,
+        wiring="dynamic",
+        threshold=0.1,
+        edge_scale=None,
+        init="open",
+        gate="straight_through",
+        learn_threshold=False,
+        max_nodes=None,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_choice("wiring", wiring, WIRINGS)
+        check_choice("init", init, INITS)
+        if edge_scale is None:
+            edge_scale = 2.0 if init == "static" else 1.0
+        check_threshold(threshold, edge_scale)
+        _check_init(init, threshold, edge_scale)
+        if max_nodes is not None and max_nodes < 2:
+            raise ValueError(f"`max_nodes` must be at least 2, or None. Received: {max_nodes}")
+        self.blocks = list(blocks)
+        names = [block.name for block in self.blocks]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"`blocks` must be layers with distinct names. Received: {names}")
+        self.wiring = wiring
+        self.threshold = float(threshold)
+        self.edge_scale = float(edge_scale)
+        self.init = init
+        self.gate = gate
+        self.learn_threshold = learn_threshold
+        self.max_nodes = max_nodes
+        self.seed = seed
+        self.input_spec = keras.InputSpec(ndim=4)
+        # Made for every wiring, so that the options are checked before a router needs them.
+        self._gate_options = {
+            "threshold": self.threshold,
+            "gate": gate,
+            "learn_threshold": learn_threshold,
+            "edge_scale": self.edge_scale,
+        }
+        ThresholdGate(**self._gate_options)
+        self._graphs = self._split_into_graphs()
+        if wiring == "dynamic":
+            self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
+        if wiring in ("dynamic", "learned"):
+            self._gates = {
+                str(j + 1): ThresholdGate(
+                    **self._gate_options, dtype=self.dtype_policy, name=f"gate_{j + 1}"
+                )
+                for _, j in self._sources()
+            }
+
+    @property
+    def graphs(self):
+        """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
+        return [g for g in self._graphs if g.num_blocks > 1]
+
+    def _split_into_graphs(self):
+        num_blocks = len(self.blocks)
+        parts = math.ceil(num_blocks / (self.max_nodes or num_blocks))
+        if parts == 1:
+            return [_Graph(self.name, 0, num_blocks)]
+        chunks = np.array_split(np.arange(num_blocks), parts)
+        return [_Graph(f"{self.name}_graph{k}", int(c[0]), len(c)) for k, c in enumerate(chunks)]
+
+    def _sources(self):
+        """(graph, index of the source block in the stage) for every block with outgoing edges."""
+        return [(g, j) for g in self.graphs for j in range(g.first, g.last + 1)]
+
+    def _make_router(self, graph, source):
+        num_edges = graph.last + 1 - source
+        biases = initial_edge_biases(num_edges, init=self.init, threshold=self.threshold)
+        return Router(
+            num_edges,
+            edge_scale=self.edge_scale,
+            bias_initializer=_array_initializer(biases),
+            dtype=self.dtype_policy,
+            name=f"router_{source}",
+        )
+
+    def build(self, input_shape):
+        """Builds the blocks and, as the wiring needs, routers, gates, logits or adjacency."""
+        features = keras.KerasTensor(input_shape, dtype=self.compute_dtype)
+        shapes = []
+        for block in self.blocks:
+            features = block(features)
+            shapes.append(tuple(features.shape))
+            if len(shapes[0]) != 4 or shapes[-1] != shapes[0]:
+                raise ValueError(
+                    "All blocks of a stage must give features of one shape, (batch, height, "
+                    f"width, channels). Received: stage {self.name!r}, {self.blocks[0].name!r} "
+                    f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
+                )
+        for graph, j in self._sources():
+            if self.wiring == "dynamic":
+                self._routers[str(j)].build(shapes[0])
+            if self.wiring in ("dynamic", "learned"):
+                self._gates[str(j + 1)].build((None, j + 1 - graph.first))
+        self._graph_weights = {g.key: self._build_graph_weight(g) for g in self.graphs}
+        self.input_spec = keras.InputSpec(ndim=4, axes={-1: input_shape[-1]})
+
+    def _build_graph_weight(self, graph):
+        """The weight that a `learned` or `random` graph holds, or None."""
+        suffix = graph.key.removeprefix(self.name)
+        if self.wiring == "learned":
+            biases = [
+                initial_edge_biases(n, init=self.init, threshold=self.threshold)
+                for n in range(graph.num_blocks, 0, -1)
+            ]
+            biases = np.concatenate(biases)
+            return self.add_weight(
+                name=f"edge_logits{suffix}",
+                shape=biases.shape,
+                initializer=_array_initializer(biases),
+                autocast=False,
+            )
+        if self.wiring == "random":
+            seeds = [*np.atleast_1d(self.seed).tolist(), graph.first]
+            adjacency = random_adjacency(graph.num_blocks, seeds)
+            return self.add_weight(
+                name=f"adjacency{suffix}",
+                shape=adjacency.shape,
+                initializer=_array_initializer(adjacency),
+                trainable=False,
+                autocast=False,
+            )
+        return None
+
+    def call(self, inputs):
+        """Runs the stage's graphs one after the other."""
+        adjacency = {}
+        features = inputs
+        for graph in self._graphs:
+            blocks = self.blocks[graph.first : graph.last + 1]
+            features = blocks[0](features)
+            if graph.num_blocks == 1:
+                continue
+            edges = self._make_edges(graph, tf.shape(features)[0])
+            if self.wiring == "chain":
+                for block in blocks[1:]:
+                    features = block(features)
+            else:
+                features = _run_graph(blocks, features, edges)
+            adjacency[graph.key] = edges.adjacency()
+        return {"features": features, "adjacency": adjacency}
+
+    def _make_edges(self, graph, batch_size):
+        dtype = gate_dtype(self.compute_dtype)
+        if self.wiring in ("chain", "complete"):
+            return _FixedEdges(fixed_adjacency(graph.num_blocks, self.wiring), batch_size, dtype)
+        if self.wiring == "random":
+            return _FixedEdges(self._graph_weights[graph.key], batch_size, dtype)
+        gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
+        if self.wiring == "dynamic":
+            return _RoutedEdges(lambda j, x: self._routers[str(graph.first + j)](x), gates)
+        sizes = list(range(graph.num_blocks, 0, -1))
+        rows = tf.split(tf.cast(self._graph_weights[graph.key], dtype), sizes)
+        return _RoutedEdges(
+            lambda j, x: edge_weights_from_logits(
+                tf.repeat(rows[j][None], batch_size, axis=0), self.edge_scale
+            ),
+            gates,
+        )
+
+    def compute_output_spec(self, inputs):
+        """Features in the compute dtype, and a float32 adjacency (batch, N + 1, N + 1) a graph."""
+        features = self.blocks[0].compute_output_spec(inputs)
+        adjacency = {
+            g.key: keras.KerasTensor(
+                (inputs.shape[0], g.num_blocks + 1, g.num_blocks + 1),
+                gate_dtype(self.compute_dtype),
+            )
+            for g in self.graphs
+        }
+        features = keras.KerasTensor(features.shape, dtype=self.compute_dtype)
+        return {"features": features, "adjacency": adjacency}
+
+    def get_config(self):
+        """The constructor's arguments, the blocks serialised."""
+        return {
+            **super().get_config(),
+            "blocks": [keras.saving.serialize_keras_object(block) for block in self.blocks],
+            "wiring": self.wiring,
+            "threshold": self.threshold,
+            "edge_scale": self.edge_scale,
+            "init": self.init,
+            "gate": self.gate,
+            "learn_threshold": self.learn_threshold,
+            "max_nodes": self.max_nodes,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the stage with its blocks."""
+        blocks = [keras.saving.deserialize_keras_object(block) for block in config["blocks"]]
+        return cls(**{**config, "blocks": blocks})
+
+
+def _run_graph(blocks, features, edges):
+    """Runs the nodes after the first, and returns what the output node takes in."""
+    outputs = [features]
+    edges.add_source(features)
+    for i, block in enumerate(blocks[1:], start=1):
+        outputs.append(block(aggregate(edges.column(i), outputs)))
+        edges.add_source(outputs[-1])
+    return aggregate(edges.column(len(blocks)), outputs)
+
+
+def _check_init(init, threshold, edge_scale):
+    if init == "static" and (edge_scale != 2 or not 0 < threshold < 1):
+        raise ValueError(
+            "`init='static'` needs `edge_scale=2` and `threshold` in (0, 1), so that a chain edge "
+            f"has weight exactly 1. Received: edge_scale={edge_scale}, threshold={threshold}"
+        )
+    if init == "open" and not edge_scale / 2 > threshold:
+        raise ValueError(
+            "`init='open'` starts every edge at edge_scale / 2, which must be above the "
+            f"threshold. Received: edge_scale={edge_scale}, threshold={threshold}"
+        )
+
+
+def _array_initializer(values):
+    """An initializer that gives `values`; the layer's own config recreates it."""
+
+    def initialize(shape, dtype=None):
+        return keras.ops.reshape(keras.ops.convert_to_tensor(values, dtype), shape)
+
+    return initialize

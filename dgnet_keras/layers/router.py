@@ -1,0 +1,102 @@
+"""Router: from a node's features to the weights of its outgoing edges."""
+
+import keras
+import tensorflow as tf
+
+from dgnet_keras.layers.gate import gate_dtype
+
+LOGIT_LIMIT = 12.0
+
+
+def edge_weights_from_logits(logits, edge_scale):
+    """`edge_scale * sigmoid(clip(logits, -12, 12))`: weights, and the clipped logits.
+
+    Args:
+        logits: tensor of any shape, float32 or float64.
+        edge_scale: the largest value that an edge weight can take.
+
+    Returns:
+        Dict with `"logits"` (clipped) and `"edge_weights"`, both of the shape of `logits`.
+    """
+    logits = tf.clip_by_value(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    return {"logits": logits, "edge_weights": edge_scale * tf.sigmoid(logits)}
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class Router(keras.layers.Layer):
+    """Global average pooling, Dense, clip to [-12, 12], sigmoid, times `edge_scale`.
+
+    One edge weight for each later node of the graph. Pooling and everything after it is
+    computed in float32 under every dtype policy. This form of router is this implementation's
+    own definition.
+
+    Args:
+        num_edges: number of outgoing edges.
+        edge_scale: positive float; the largest value that an edge weight can take.
+        kernel_initializer: initializer of the dense kernel, (channels, num_edges).
+        bias_initializer: initializer of the dense bias, (num_edges,).
+
+    Call arguments:
+        inputs: features, (batch, height, width, channels), any float dtype.
+
+    Returns:
+        Dict of two float32 tensors of shape (batch, num_edges): `"logits"`, in [-12, 12], and
+        `"edge_weights"`, in (0, edge_scale).
+
+    Raises:
+        ValueError: if `num_edges` is not positive, or the input is not of rank 4.
+    """
+
+    def __init__(
+        self,
+        num_edges,
+        *,
+        edge_scale=1.0,
+        kernel_initializer="zeros",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if num_edges < 1:
+            raise ValueError(f"`num_edges` must be at least 1. Received: num_edges={num_edges}")
+        if not edge_scale > 0:
+            raise ValueError(f"`edge_scale` must be positive. Received: edge_scale={edge_scale}")
+        self.num_edges = num_edges
+        self.edge_scale = float(edge_scale)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.input_spec = keras.InputSpec(ndim=4)
+
+    def build(self, input_shape):
+        """Creates the kernel, (channels, num_edges), and the bias, (num_edges,)."""
+        channels = input_shape[-1]
+        self.kernel = self.add_weight(
+            name="kernel", shape=(channels, self.num_edges), initializer=self.kernel_initializer
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.num_edges,), initializer=self.bias_initializer
+        )
+        self.input_spec = keras.InputSpec(ndim=4, axes={-1: channels})
+
+    def call(self, inputs):
+        """Returns logits and edge weights, both (batch, num_edges)."""
+        dtype = gate_dtype(self.compute_dtype)
+        pooled = tf.reduce_mean(tf.cast(inputs, dtype), axis=(1, 2))
+        logits = tf.matmul(pooled, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
+        return edge_weights_from_logits(logits, self.edge_scale)
+
+    def compute_output_spec(self, inputs):
+        """Two tensors of shape (batch, num_edges), float32 under every policy."""
+        shape = (inputs.shape[0], self.num_edges)
+        dtype = gate_dtype(self.compute_dtype)
+        return {name: keras.KerasTensor(shape, dtype) for name in ("logits", "edge_weights")}
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_edges": self.num_edges,
+            "edge_scale": self.edge_scale,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }

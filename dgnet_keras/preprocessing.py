@@ -1,0 +1,98 @@
+"""Image preprocessing: one definition for training, prediction and the exported graph.
+
+Imports nothing from the package; the backbones carry an instance, the rest calls it.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop, normalise.
+
+    The image is resized (bilinear, antialiased, aspect ratio kept) until the crop window of
+    `image_size / crop` fits, and the centre `image_size` is cut out; pixels are divided by 255,
+    less `mean`, over `std`.
+
+    Attributes:
+        image_size: (height, width) in pixels that the model is given.
+        crop: in (0, 1]; the share of the resized image's shorter side that is kept.
+        mean: per channel, of pixels in [0, 1]; one value serves every channel.
+        std: per channel, likewise.
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    crop: float = 0.875
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self):
+        for name in ("image_size", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.image_size) != 2 or not all(int(s) == s and s > 0 for s in self.image_size):
+            raise ValueError(
+                "`image_size` must be (height, width), positive integers. "
+                f"Received: {self.image_size}"
+            )
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"`crop` must be in (0, 1]. Received: {self.crop}")
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"`std` must be positive. Received: {self.std}")
+
+    @classmethod
+    def for_input(cls, input_shape, *, crop=0.875):
+        """The default for a model: ImageNet's statistics for 3 channels, 0.5 otherwise.
+
+        Args:
+            input_shape: (height or None, width or None, channels).
+            crop: see the class.
+        """
+        height, width, channels = input_shape
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+        return cls((height or 224, width or 224), crop, mean, std)
+
+    def resize_and_crop(self, images):
+        """Resizes and cuts out the centre.
+
+        Args:
+            images: (batch, height, width, channels) or (height, width, channels), 0 to 255.
+
+        Returns:
+            float32 of the same rank, `image_size` high and wide, 0 to 255.
+        """
+        images = tf.cast(images, tf.float32)
+        if tuple(images.shape[-3:-1]) == self.image_size and self.crop == 1:
+            return images
+        target = tf.constant(self.image_size, tf.float32)
+        size = tf.cast(tf.shape(images)[-3:-1], tf.float32)
+        scale = tf.reduce_max(target / size) / self.crop
+        resized = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), self.image_size)
+        images = tf.image.resize(images, resized, antialias=True)
+        return tf.image.resize_with_crop_or_pad(images, *self.image_size)
+
+    def normalize(self, images):
+        """Pixels of 0 to 255 to the model's input: (pixel / 255 - mean) / std, float32."""
+        mean = 255.0 * tf.constant(self.mean, tf.float32)
+        scale = 1 / (255.0 * tf.constant(self.std, tf.float32))
+        return (tf.cast(images, tf.float32) - mean) * scale
+
+    def denormalize(self, images):
+        """The inverse of `normalize`, rounded to uint8: the model's input as a picture."""
+        pixels = images * (255.0 * tf.constant(self.std)) + 255.0 * tf.constant(self.mean)
+        return tf.saturate_cast(tf.round(pixels), tf.uint8)
+
+    def __call__(self, images):
+        """Raw pixels (..., height, width, channels) of 0 to 255 to the model's input, float32."""
+        return self.normalize(self.resize_and_crop(images))
+
+    def to_config(self):
+        """The fields as JSON-compatible values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

@@ -1,0 +1,131 @@
+"""What a finished run leaves in its workdir, and what it shows on the terminal."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+import dgnet_keras as dg
+from dgnet_keras.visualize import plot_adjacency_by_class
+from train import input_pipeline
+from train.engine import weights_sha256
+
+NUM_SAMPLES = 5
+MAX_FIGURE_IMAGES = 1000
+
+
+def write_atomically(path, text):
+    """Writes a text file that appears whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+def write_results(run, workdir, metrics):
+    """Writes model, export, figure and, last, `results.json`; returns what is in that file."""
+    model = run.model
+    _save_model(model, workdir / "model.keras")
+    if not (workdir / "export" / "1").exists():
+        dg.export_saved_model(model, workdir / "export", labels=list(run.data.class_names))
+    if model.adjacency_outputs:
+        plot_test_adjacency(run, workdir / "adjacency.png")
+    results = {
+        "test_accuracy": metrics["accuracy"],
+        "test_loss": metrics["loss"],
+        "test_images": int(metrics["examples"]),
+        "skipped_images": sorted(run.skipped.names),
+        "steps": run.step,
+        "epochs": run.recipe.epochs,
+        "parameters": model.count_params(),
+        "macs": dg.count_macs(model)["macs"],
+        "seconds": round(float(run.train_seconds.numpy()), 1),
+        "weights_sha256": weights_sha256(model),
+    }
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _save_model(model, path):
+    scratch = path.with_name("." + path.name)
+    model.save(scratch)
+    os.replace(scratch, path)
+
+
+def plot_test_adjacency(run, path):
+    """Draws mean edge weight and open rate by class, over images of the test split."""
+    model, split = run.model, run.data.test
+    chosen = np.linspace(0, len(split) - 1, min(len(split), MAX_FIGURE_IMAGES)).astype(int)
+    batches = input_pipeline.test_batches(split.take(chosen), model.preprocessing, 100)
+    images, labels = [], []
+    for batch in batches:
+        kept = batch["weight"].numpy() > 0
+        images.append(batch["image"].numpy()[kept])
+        labels.append(batch["label"].numpy()[kept])
+    adjacency = dg.adjacency(model, np.concatenate(images))
+    figure = plot_adjacency_by_class(
+        adjacency, np.concatenate(labels), class_names=run.data.class_names
+    )
+    figure.savefig(path, dpi=130)
+
+
+def predict_samples(run, workdir):
+    """Predicts a few held-out images with the SavedModel, in a process without Keras.
+
+    The images are left in `samples/`, to try other tools on.
+
+    Returns:
+        List of dicts: `file`, `true`, `label` (predicted), `probability`.
+    """
+    split = run.data.test
+    chosen = np.linspace(0, len(split) - 1, min(len(split), NUM_SAMPLES)).astype(int)
+    names = [run.data.class_names[label] for label in split.labels[chosen]]
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    files = []
+    for k, (i, name) in enumerate(zip(chosen, names, strict=True)):
+        if split.paths is None:
+            encoded, suffix = tf.io.encode_png(split.images[i]).numpy(), ".png"
+        else:
+            source = pathlib.Path(split.paths[i])
+            encoded, suffix = source.read_bytes(), source.suffix
+        files.append(folder / f"{k}_{name}{suffix}")
+        files[-1].write_bytes(encoded)
+    script = pathlib.Path(__file__).with_name("predict_saved_model.py")
+    answer = subprocess.run(
+        [sys.executable, script, workdir / "export" / "1", *files],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    rows = [json.loads(line) for line in answer.stdout.splitlines()]
+    return [{"true": name, **row} for name, row in zip(names, rows, strict=True)]
+
+
+def samples_table(rows):
+    """A table of `predict_samples`."""
+    table = Table(title="Held-out images, predicted from the SavedModel without Keras")
+    for column in ("image", "true", "predicted", "probability"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row["file"], row["true"], row["label"], f"{row['probability']:.3f}")
+    return table
+
+
+def results_table(results, workdir):
+    """A table of `results.json`."""
+    table = Table(title=f"Run in {workdir}", show_header=False)
+    for name, value in results.items():
+        if name == "skipped_images":
+            value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
+        elif isinstance(value, float):
+            value = f"{value:,.4f}"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(name, value)
+    return table

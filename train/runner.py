@@ -1,0 +1,101 @@
+"""A recipe from its data to `results.json`: what `python -m train.imagenet` runs."""
+
+import contextlib
+import json
+import pathlib
+import sys
+
+from rich import progress
+from rich.console import Console
+
+from train import engine, input_pipeline, report
+
+
+def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
+    """Trains, evaluates, saves, draws and exports a model.
+
+    Args:
+        recipe: a `train.configs.Recipe`.
+        workdir: folder of the run; a run that was stopped goes on from its newest checkpoint,
+            a finished one is reported again.
+        data_dir: folder of the images, for recipes whose data set is a folder.
+        strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`.
+
+    Returns:
+        Dict, the content of `results.json`.
+
+    Raises:
+        ValueError: for bad data or a workdir that holds a run of another recipe.
+        FileNotFoundError: if the data folder is missing.
+    """
+    console = Console(file=sys.stdout)  # bound now: Orbit's output is redirected below
+    workdir = pathlib.Path(workdir)
+    strategy = engine.make_strategy(strategy)
+    data = input_pipeline.load_data(recipe.dataset, data_dir)
+    claim_workdir(recipe, workdir)
+    if (workdir / "results.json").exists():
+        results = json.loads((workdir / "results.json").read_text())
+        console.print(report.results_table(results, workdir))
+        return results
+    engine.set_determinism(recipe)
+    with engine.orbit_log(workdir / "train.log"), epoch_progress(console) as on_loop:
+        run = engine.Run(recipe, data, workdir, strategy, on_loop)
+        on_loop(run.step, run.total_steps)
+        metrics = None
+        for metrics in run.train_epochs():
+            console.print(
+                f"epoch {metrics['epoch']}/{recipe.epochs}: test loss {metrics['loss']:.4f}, "
+                f"test accuracy {metrics['accuracy']:.4f}"
+            )
+        metrics = metrics or run.evaluate()
+    if not engine.is_chief(strategy):
+        return {}
+    results = report.write_results(run, workdir, metrics)
+    console.print(report.samples_table(report.predict_samples(run, workdir)))
+    console.print(report.results_table(results, workdir))
+    return results
+
+
+def claim_workdir(recipe, workdir):
+    """Makes the workdir this recipe's, or makes sure that it is.
+
+    Raises:
+        ValueError: if it holds a run of another recipe; the message names the keys that differ.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        report.write_atomically(path, recipe.to_json())
+        return
+    there, here = json.loads(path.read_text()), json.loads(recipe.to_json())
+    differences = [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds a run of another recipe; choose another --workdir, or the same "
+            f"settings. They differ in {'; '.join(differences)}"
+        )
+
+
+@contextlib.contextmanager
+def epoch_progress(console):
+    """A progress bar over the steps of a run.
+
+    Yields:
+        Function of (step, total steps or None) that moves the bar.
+    """
+    columns = (
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("steps"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, redirect_stdout=False) as bar:
+        task = bar.add_task("training")
+        yield lambda step, total=None: bar.update(task, completed=step, total=total)
