@@ -1,3 +1,3 @@
-"""The package's version, in a module of its own so that packaging can read it without TensorFlow."""
+"""The package's version, alone in its module: packaging reads it without TensorFlow."""
 
 __version__ = "0.1.0"

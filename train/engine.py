@@ -7,7 +7,6 @@ not under every strategy (Keras issue 20585).
 import contextlib
 import hashlib
 import os
-import pathlib
 import time
 
 import keras
@@ -88,7 +87,9 @@ def create_optimizer(recipe, steps_per_epoch):
         warmup_target=recipe.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    return keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=True)
+    return keras.optimizers.SGD(
+        schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0, name="optimizer"
+    )
 
 
 class Task(orbit.StandardTrainer, orbit.StandardEvaluator):
@@ -190,22 +191,19 @@ def _sums(losses, logits, batch):
 
 
 class Run:
-    """A recipe at work in its workdir: data, model, optimizer, checkpoints, controller.
-
-    Restores the newest checkpoint of the workdir where there is one.
+    """A recipe at work: data, model, optimizer; once opened in a workdir, checkpoints and loop.
 
     Args:
         recipe: a `Recipe`.
         data: `ImageData`.
-        workdir: folder that the run writes into.
         strategy: a `tf.distribute` strategy.
-        on_loop: called with the step after every `recipe.steps_per_loop` steps.
 
     Raises:
-        ValueError: if the replicas do not divide the batch, or the data does not fill one.
+        ValueError: if the replicas do not divide the batch, the data does not fill one, or the
+            recipe does not make a model.
     """
 
-    def __init__(self, recipe, data, workdir, strategy, on_loop=lambda step: None):
+    def __init__(self, recipe, data, strategy):
         replicas = strategy.num_replicas_in_sync
         if recipe.batch_size % replicas:
             raise ValueError(
@@ -218,22 +216,46 @@ class Run:
         self.skipped = input_pipeline.SkippedImages()
         self.steps_per_epoch = input_pipeline.steps_per_epoch(data.train, recipe)
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        self.train_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         with strategy.scope():
             self.model = create_model(recipe, len(data.class_names))
             self.optimizer = create_optimizer(recipe, self.steps_per_epoch)
             self.optimizer.build(self.model.trainable_variables)
+            self.train_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self.task = Task(self.model, self.optimizer, recipe, strategy, self._test_dataset())
-        self.manager = self._checkpoint_manager(pathlib.Path(workdir))
+
+    def open(self, workdir, on_loop=lambda step: None):
+        """Goes on from the newest checkpoint of the workdir, or starts there.
+
+        Args:
+            workdir: `pathlib.Path` of the folder that the run writes into.
+            on_loop: called with the step after every `recipe.steps_per_loop` steps.
+        """
+        own = workdir
+        if not is_chief(self.strategy):  # every worker must write, but only one into the workdir
+            own = workdir / f".worker-{self.strategy.cluster_resolver.task_id}"
+        checkpoint = tf.train.Checkpoint(
+            model=by_path(self.model.weights),
+            optimizer=by_path(self.optimizer.variables),
+            train_seconds=self.train_seconds,
+        )
+        newest = tf.train.latest_checkpoint(workdir / "checkpoints")
+        if newest is not None:
+            with self.strategy.scope():
+                checkpoint.restore(newest).assert_consumed()
+        self.manager = tf.train.CheckpointManager(
+            checkpoint,
+            directory=str(own / "checkpoints"),
+            max_to_keep=self.recipe.checkpoints_kept,
+            checkpoint_name="ckpt",
+        )
         self.controller = orbit.Controller(
             global_step=self.optimizer.iterations.value,
             trainer=self.task,
             evaluator=self.task,
-            strategy=strategy,
-            steps_per_loop=recipe.steps_per_loop,
-            checkpoint_manager=self.manager,
-            summary_interval=recipe.steps_per_loop,
-            summary_dir=str(self._own_folder(pathlib.Path(workdir), "tensorboard")),
+            strategy=self.strategy,
+            steps_per_loop=self.recipe.steps_per_loop,
+            summary_interval=self.recipe.steps_per_loop,
+            summary_dir=str(own / "tensorboard"),
             train_actions=[lambda _: on_loop(self.step)],
         )
         self.task.train_dataset = self._train_dataset(self.step)
@@ -285,29 +307,22 @@ class Run:
             )
         )
 
-    def _checkpoint_manager(self, workdir):
-        checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self.optimizer, train_seconds=self.train_seconds
-        )
-        return tf.train.CheckpointManager(
-            checkpoint,
-            directory=str(self._own_folder(workdir, "checkpoints")),
-            max_to_keep=self.recipe.checkpoints_kept,
-            checkpoint_name="ckpt",
-        )
-
-    def _own_folder(self, workdir, name):
-        """The chief writes into the workdir; the other workers, who must write too, beside it."""
-        if is_chief(self.strategy):
-            return workdir / name
-        return workdir / f".worker-{self.strategy.cluster_resolver.task_id}" / name
-
 
 def set_determinism(recipe):
     """Seeds what is seeded globally, and makes operations repeatable if the recipe says so."""
     keras.utils.set_random_seed(recipe.seed)
     if recipe.deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def by_path(variables):
+    """Keras variables as what `tf.train.Checkpoint` saves whole: TensorFlow variables by path.
+
+    Given a Keras 3 model, `tf.train.Checkpoint` saves no layer that is kept in a list or dict.
+    """
+    holder = tf.Module()
+    holder.variables_by_path = {variable.path: variable.value for variable in variables}
+    return holder
 
 
 def weights_sha256(model):

@@ -176,7 +176,7 @@ def train_batches(split, preprocessing, recipe, *, start_step=0, context=None, s
     """
     size, batch_size = len(split), recipe.batch_size
     steps = steps_per_epoch(split, recipe)
-    read = _reader(split, preprocessing, skipped or SkippedImages())
+    read = _reader(split, preprocessing, skipped)
 
     def epoch(number):
         order = tf.random.experimental.stateless_shuffle(
@@ -212,7 +212,7 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
         `tf.data.Dataset` of dicts, see `train_batches`.
     """
     size = len(split)
-    read = _reader(split, preprocessing, skipped or SkippedImages())
+    read = _reader(split, preprocessing, skipped)
 
     def example(index):
         parts = read(tf.minimum(index, size - 1))
@@ -268,6 +268,7 @@ def _batches(stream, example, preprocessing, batch_size, context):
 
 def _reader(split, preprocessing, skipped):
     """A function from an index to `image` (float32, 0 to 255, resized), `label` and `weight`."""
+    skipped = SkippedImages() if skipped is None else skipped
     labels = tf.constant(split.labels)
     channels = len(preprocessing.mean) if split.images is None else split.images.shape[-1]
     shape = (*preprocessing.image_size, channels)

@@ -32,14 +32,18 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     workdir = pathlib.Path(workdir)
     strategy = engine.make_strategy(strategy)
     data = input_pipeline.load_data(recipe.dataset, data_dir)
-    claim_workdir(recipe, workdir)
+    check_workdir(recipe, workdir)
     if (workdir / "results.json").exists():
         results = json.loads((workdir / "results.json").read_text())
         console.print(report.results_table(results, workdir))
         return results
     engine.set_determinism(recipe)
+    run = engine.Run(recipe, data, strategy)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if engine.is_chief(strategy):
+        report.write_atomically(workdir / "config.json", recipe.to_json())
     with engine.orbit_log(workdir / "train.log"), epoch_progress(console) as on_loop:
-        run = engine.Run(recipe, data, workdir, strategy, on_loop)
+        run.open(workdir, on_loop)
         on_loop(run.step, run.total_steps)
         metrics = None
         for metrics in run.train_epochs():
@@ -56,16 +60,14 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     return results
 
 
-def claim_workdir(recipe, workdir):
-    """Makes the workdir this recipe's, or makes sure that it is.
+def check_workdir(recipe, workdir):
+    """Makes sure that the workdir is new or holds a run of this recipe.
 
     Raises:
         ValueError: if it holds a run of another recipe; the message names the keys that differ.
     """
     path = workdir / "config.json"
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        report.write_atomically(path, recipe.to_json())
         return
     there, here = json.loads(path.read_text()), json.loads(recipe.to_json())
     differences = [

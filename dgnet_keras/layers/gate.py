@@ -147,6 +147,7 @@ class ThresholdGate(keras.layers.Layer):
                 name="threshold_logit",
                 shape=(),
                 initializer=keras.initializers.Constant(math.log(share / (1 - share))),
+                autocast=False,
             )
 
     def current_threshold(self):

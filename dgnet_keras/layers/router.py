@@ -71,10 +71,16 @@ class Router(keras.layers.Layer):
         """Creates the kernel, (channels, num_edges), and the bias, (num_edges,)."""
         channels = input_shape[-1]
         self.kernel = self.add_weight(
-            name="kernel", shape=(channels, self.num_edges), initializer=self.kernel_initializer
+            name="kernel",
+            shape=(channels, self.num_edges),
+            initializer=self.kernel_initializer,
+            autocast=False,
         )
         self.bias = self.add_weight(
-            name="bias", shape=(self.num_edges,), initializer=self.bias_initializer
+            name="bias",
+            shape=(self.num_edges,),
+            initializer=self.bias_initializer,
+            autocast=False,
         )
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: channels})
 

@@ -1,0 +1,55 @@
+"""Golden list of tiny models: a row a model, arguments of `dgnet_keras.create`.
+
+Every cross-cutting test takes each row; a new family is covered by adding one.
+"""
+
+import numpy as np
+
+import dgnet_keras as dg
+
+_CIFAR = {"name": "resnet20_cifar", "depths": (2, 3), "widths": (4, 8)}
+
+CATALOG = {
+    "resnet_basic": {"name": "resnet18", "depths": (1, 3), "widths": (4, 8)},
+    "resnet_bottleneck_static_init": {
+        "name": "resnet50",
+        "depths": (2, 2),
+        "widths": (4, 8),
+        "init": "static",
+    },
+    "resnet_cifar_learned_threshold": {
+        **_CIFAR,
+        "gate": "surrogate",
+        "learn_threshold": True,
+        "threshold": 0.3,
+    },
+    "resnet_cifar_split": {**_CIFAR, "depths": (5, 2), "max_nodes": 3, "gate": "masked"},
+    "resnet_cifar_chain": {**_CIFAR, "wiring": "chain"},
+    "resnet_cifar_learned": {**_CIFAR, "wiring": "learned"},
+    "resnet_cifar_random": {**_CIFAR, "wiring": "random"},
+    "resnet_cifar_complete": {**_CIFAR, "wiring": "complete"},
+}
+
+
+def create(row, **kwargs):
+    """The model of a row, 3 classes and images of any size unless `kwargs` say otherwise."""
+    return dg.create(**{"num_classes": 3, "input_shape": (None, None, 3), **CATALOG[row], **kwargs})
+
+
+def randomize(model, seed=0, scale=2.0):
+    """Gives routers and gates weights that open and close edges, and statistics that matter."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        shape, name = tuple(variable.shape), variable.path.split("/")[-1]
+        if dg.convert.is_wiring_weight(variable.path) and name != "adjacency":
+            variable.assign(rng.normal(0, scale, shape) if name != "threshold_logit" else -1.0)
+        elif name == "moving_variance":
+            variable.assign(rng.uniform(0.5, 1.5, shape))
+        elif len(shape) == 1:
+            variable.assign(variable.numpy() + rng.normal(0, 0.2, shape))
+    return model
+
+
+def images(batch=4, size=16, seed=0):
+    """Random images, as a model takes them: float32 (batch, size, size, 3)."""
+    return np.random.default_rng(seed).normal(size=(batch, size, size, 3)).astype("float32")

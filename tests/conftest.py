@@ -1,0 +1,32 @@
+"""Shared fixtures. TensorFlow is quiet, on the CPU, and seeded anew for each test."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def cifar10_archive():
+    path = SHARED / "data" / "cifar10.tar.gz"
+    if not path.exists():
+        pytest.skip(f"needs the CIFAR-10 images: {path} is not there")
+    return path

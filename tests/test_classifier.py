@@ -1,0 +1,93 @@
+import keras
+import numpy as np
+import pytest
+from catalog import images
+
+import dgnet_keras as dg
+
+TINY = {"depths": (1, 2), "widths": (4, 8), "num_classes": 3, "input_shape": (16, 16, 3)}
+
+
+def test_a_name_and_a_seed_define_the_model():
+    a, b = (dg.create("resnet20_cifar", seed=3, **TINY) for _ in range(2))
+    np.testing.assert_array_equal(a(images()), b(images()))
+    assert not np.array_equal(a(images()), dg.create("resnet20_cifar", seed=4, **TINY)(images()))
+
+
+def test_creating_a_model_leaves_the_users_random_state_alone():
+    import random
+
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    dg.create("resnet20_cifar", **TINY)
+    assert random.random() == expected
+
+
+def test_without_classes_it_is_the_backbone():
+    backbone = dg.create("resnet50", **{**TINY, "num_classes": None})
+    assert isinstance(backbone, dg.DGResNet)
+    assert backbone.output_shape == (None, 2, 2, 32)
+
+
+def test_intermediate_layers_are_at_hand():
+    model = dg.create("resnet20_cifar", **TINY)
+    features = keras.Model(model.input, model.pyramid_outputs)(images())
+    assert {k: v.shape for k, v in features.items()} == {"P0": (4, 16, 16, 4), "P1": (4, 8, 8, 8)}
+    assert keras.Model(model.input, model.get_layer("pool").output)(images()).shape == (4, 8)
+
+
+def test_it_compiles_without_xla_where_there_is_no_accelerator():
+    model = dg.create("resnet20_cifar", **TINY)
+    model.compile("sgd", "mse")
+    assert model.jit_compile is False
+    model.compile("sgd", "mse", jit_compile=True)
+    assert model.jit_compile is True
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 16, 16, 1), r"expected axis -1 .* value 3, but received .*\(2, 16, 16, 1\)"),
+        ((16, 16, 3), r"expected shape=\(None, 16, 16, 3\), found shape=\(16, 16, 3\)"),
+        ((2, 24, 24, 3), r"expected shape=\(None, 16, 16, 3\), found shape=\(2, 24, 24, 3\)"),
+    ],
+)
+def test_images_of_a_wrong_shape_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        dg.create("resnet20_cifar", **TINY)(np.zeros(shape, "float32"))
+
+
+def test_variants_are_listed_by_family():
+    assert "resnet50" in dg.list_variants()
+    assert "resnet110_cifar" in dg.list_variants("resnet")
+    with pytest.raises(ValueError, match=r"Unknown family 'vgg'.*resnet"):
+        dg.list_variants("vgg")
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("resnet5O", {}, "Unknown variant 'resnet5O'.*Did you mean.*'resnet50'"),
+        ("resnet18", {"wiring": "dinamic"}, "wiring.*dynamic.*'dinamic'"),
+        ("resnet18", {"threshold": 1.5}, r"threshold.*\[0, edge_scale\).*1.5"),
+        ("resnet18", {"init": "static", "edge_scale": 1.0}, "edge_scale=2.*edge_scale=1.0"),
+        ("resnet18", {"depth": (1,)}, "Unknown argument 'depth'.*Did you mean.*'depths'"),
+        ("resnet18", {"depths": (1,), "widths": (8, 8)}, "one entry a stage"),
+        ("resnet18", {"widths": (8, 0, 8, 8)}, "widths.*at least 1.*0"),
+        ("resnet18", {"block": "fancy"}, "block.*basic.*'fancy'"),
+        ("resnet18", {"expansion": 4}, "expansion 1.*4"),
+        ("resnet18", {"input_shape": (224, 224)}, r"input_shape.*\(224, 224\)"),
+        ("resnet18", {"input_shape": (224, 224, None)}, "input_shape.*None"),
+        ("resnet18", {"num_classes": 0}, "num_classes.*0"),
+        ("resnet18", {"num_classes": 2.5}, "num_classes.*2.5"),
+    ],
+)
+def test_bad_arguments_are_named(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        dg.create(name, **kwargs)
+
+
+def test_a_variant_of_another_family_is_not_a_variant_of_this_one():
+    with pytest.raises(ValueError, match=r"DGResNet has no variant 'resnet51'.*'resnet50'"):
+        dg.DGResNet("resnet51")

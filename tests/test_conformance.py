@@ -1,0 +1,153 @@
+"""What every model of the catalog must do."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalog import CATALOG, create, images, randomize
+
+import dgnet_keras as dg
+
+pytestmark = pytest.mark.parametrize("row", CATALOG)
+
+
+@pytest.fixture
+def model(row):
+    return randomize(create(row))
+
+
+def same_outputs(model, other, x):
+    np.testing.assert_array_equal(model(x), other(x))
+    ours, theirs = dg.adjacency(model, x), dg.adjacency(other, x)
+    assert ours.keys() == theirs.keys()
+    for name, matrix in ours.items():
+        np.testing.assert_array_equal(matrix, theirs[name])
+
+
+def test_keras_file_round_trip(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model)
+    assert loaded.preprocessing == model.preprocessing
+    same_outputs(model, loaded, images())
+
+
+def test_weights_file_round_trip(row, model, tmp_path):
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = create(row, seed=7, weights=tmp_path / "model.weights.h5")
+    same_outputs(model, loaded, images())
+
+
+def test_keras_export(model, tmp_path):
+    model.export(tmp_path / "export", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "export"))
+    for x in (images(1), images(3, size=24)):
+        np.testing.assert_allclose(served.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_saved_model_takes_raw_images_of_any_batch_and_size(model, tmp_path):
+    exported = dg.export_saved_model(model, tmp_path, labels=["a", "b", "c"], image_size=(16, 16))
+    served = tf.saved_model.load(str(exported)).signatures
+    preprocessing = dg.Preprocessing(**{**model.preprocessing.to_config(), "image_size": (16, 16)})
+    for shape in ((1, 16, 16, 3), (3, 25, 40, 3)):
+        raw = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+        x = preprocessing(raw)
+        answer = served["serving_default"](tf.constant(raw))
+        np.testing.assert_allclose(answer["logits"], model(x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(answer["classes"], np.argmax(model(x), axis=1))
+        connectivity = served["connectivity"](tf.constant(raw))
+        for name, matrix in dg.adjacency(model, x).items():
+            np.testing.assert_allclose(connectivity[name], matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_batch_and_image_size(model):
+    assert model.output_shape == (None, 3)
+    run = tf.function(
+        lambda x: model(x), input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)]
+    )
+    for x in (images(1), images(5, size=24), images(2, size=17)):
+        np.testing.assert_allclose(run(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit(row, jit_compile):
+    model = create(row, input_shape=(16, 16, 3))
+    before = [v.numpy() for v in model.trainable_variables]
+    model.compile(
+        keras.optimizers.SGD(0.05),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
+    )
+    labels = np.arange(8) % 3
+    history = model.fit(images(8), labels, batch_size=4, epochs=4, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert history[-1] < history[0]
+    changed = {
+        v.path
+        for v, old in zip(model.trainable_variables, before, strict=True)
+        if not np.array_equal(v, old)
+    }
+    kernels = {v.path for v in model.trainable_variables if v.name == "kernel"}
+    if model.backbone.wiring != "random":  # there, a node may have no way to the output
+        assert kernels <= changed
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_keeps_logits_and_adjacency_in_float32(row, policy):
+    keras.config.set_dtype_policy(policy)
+    model = create(row)
+    assert {o.dtype for o in [model.output, *model.adjacency_outputs.values()]} == {"float32"}
+    assert model.backbone.stages[0].compute_dtype == policy.removeprefix("mixed_")
+    assert np.isfinite(model(images())).all()
+    config = model.get_config()
+    keras.config.set_dtype_policy("float32")
+    assert dg.Classifier.from_config(config).backbone.stages[0].dtype_policy.name == policy
+
+
+def test_the_adjacency_of_a_sample_depends_on_that_sample_alone(model):
+    x = images(6)
+    base = dg.adjacency(model, x)
+    permutation = np.array([3, 0, 5, 1, 4, 2])
+    permuted = dg.adjacency(model, x[permutation])
+    replaced = dg.adjacency(model, np.concatenate([x[:1], images(5, seed=9)]))
+    for name, matrix in base.items():
+        np.testing.assert_allclose(permuted[name], matrix[permutation], atol=1e-6)
+        np.testing.assert_allclose(replaced[name][:1], matrix[:1], atol=1e-6)
+
+
+def test_the_adjacency_obeys_the_path_rules(model):
+    for matrix in dg.adjacency(model, images(8)).values():
+        assert np.array_equal(matrix, np.triu(matrix, k=1))
+        is_on = (matrix > 0).any(axis=1)
+        is_on[:, 0] = True
+        assert not (matrix[~is_on] > 0).any(), "a node that is off has open edges"
+        assert is_on[:, -1].all(), "the output is reached"
+
+
+def test_macs_and_parameters_of_the_static_twin_are_part_of_it(row):
+    model, twin = create(row), create(row, wiring="chain")
+    counted, static = (dg.count_macs(m, image_size=(16, 16)) for m in (model, twin))
+    for kind in ("convolution", "dense"):
+        assert counted["by_kind"][kind] == static["by_kind"][kind] > 0
+    assert static["macs"] == static["by_kind"]["convolution"] + static["by_kind"]["dense"]
+    assert counted["parameters"] >= static["parameters"]
+
+
+def test_weights_move_to_and_from_the_static_twin(row, model):
+    twin = create(row, wiring="chain", seed=3)
+    dg.copy_weights(model, twin)
+    back = create(row, seed=4)
+    dg.copy_weights(twin, back)
+    for variable in twin.weights:
+        other = next(v for v in back.weights if v.path == variable.path)
+        np.testing.assert_array_equal(variable, other)
+
+
+def test_blocks_of_one_seed_start_equal_in_every_wiring(row):
+    model, twin = create(row, seed=5), create(row, seed=5, wiring="chain")
+    weights = {v.path: v for v in model.weights}
+    for variable in twin.weights:
+        np.testing.assert_array_equal(variable, weights[variable.path])
+    other = create(row, seed=6, wiring="chain").weights[0]
+    assert not np.array_equal(other, weights[other.path])

@@ -1,0 +1,61 @@
+"""A dynamic network that starts as a trained static one reproduces its numbers, then learns."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalog import images, randomize
+
+import dgnet_keras as dg
+
+ROWS = {
+    "basic": {"name": "resnet18", "depths": (2, 3), "widths": (8, 16)},
+    "bottleneck": {"name": "resnet50", "depths": (3, 2), "widths": (8, 16)},
+    "cifar": {"name": "resnet20_cifar"},
+}
+
+
+def pair(row, **kwargs):
+    options = {**ROWS[row], "num_classes": 10, "input_shape": (32, 32, 3), **kwargs}
+    static = randomize(dg.create(wiring="chain", seed=1, **options))
+    dynamic = dg.create(wiring="dynamic", init="static", seed=2, **options)
+    dg.copy_weights(static, dynamic)
+    return static, dynamic
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_logits_are_equal_bit_for_bit_in_eager_float32(row):
+    static, dynamic = pair(row)
+    np.testing.assert_array_equal(static(images(4, 32)), dynamic(images(4, 32)))
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_logits_agree_in_graph_mode_and_xla(row, jit_compile, record_property):
+    static, dynamic = pair(row)
+    outputs = [tf.function(m, jit_compile=jit_compile)(images(4, 32)) for m in (static, dynamic)]
+    difference = float(tf.reduce_max(tf.abs(outputs[0] - outputs[1])))
+    print(f"largest difference of logits, {row}, jit_compile={jit_compile}: {difference:.2e}")
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_logits_agree_in_bfloat16(row):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    static, dynamic = pair(row)
+    a, b = static(images(4, 32)), dynamic(images(4, 32))
+    print(f"largest difference of logits, {row}, bfloat16: {np.abs(a - b).max():.2e}")
+    np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_routers_change_in_the_first_step(row):
+    _, dynamic = pair(row)
+    routers = [v for v in dynamic.trainable_variables if "router" in v.path]
+    before = [v.numpy() for v in routers]
+    dynamic.compile(
+        keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    dynamic.train_on_batch(images(8, 32), np.arange(8))
+    for variable, old in zip(routers, before, strict=True):
+        assert not np.array_equal(variable, old), variable.path

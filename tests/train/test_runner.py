@@ -1,0 +1,164 @@
+"""A whole run, on digits, with a tiny model."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from train import engine, input_pipeline, report, runner
+from train.configs import get_recipe
+from train.imagenet import main
+
+TINY = [
+    "model_overrides.depths=[1,2]",
+    "model_overrides.widths=[8,16]",
+    "input_shape=[8,8,3]",
+    "epochs=3",
+    "batch_size=32",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    recipe = get_recipe("digits_resnet20", TINY)
+    return recipe, workdir, runner.train(recipe, workdir)
+
+
+def test_a_run_learns_and_leaves_everything_behind(finished):
+    _, workdir, results = finished
+    assert results["test_accuracy"] > 0.5
+    assert results == json.loads((workdir / "results.json").read_text())
+    keys = {"test_accuracy", "steps", "epochs", "parameters", "macs", "seconds", "weights_sha256"}
+    assert keys <= set(results)
+    assert results["steps"] == 3 * (1437 // 32)
+    assert json.loads((workdir / "config.json").read_text())["wiring"] == "dynamic"
+    for name in ("model.keras", "adjacency.png", "export/1/saved_model.pb"):
+        assert (workdir / name).stat().st_size > 0
+    assert (workdir / "checkpoints" / f"ckpt-{results['steps']}.index").exists()
+    assert list((workdir / "tensorboard").rglob("events.out.tfevents.*"))
+    assert len(list((workdir / "samples").iterdir())) == report.NUM_SAMPLES
+
+
+def test_the_saved_model_is_the_trained_one(finished):
+    _, workdir, results = finished
+    model = keras.saving.load_model(workdir / "model.keras")
+    test = input_pipeline.load_data("digits").test
+    logits = model.predict(model.preprocessing(test.images), verbose=0)
+    assert np.mean(logits.argmax(1) == test.labels) == pytest.approx(results["test_accuracy"])
+    assert engine.weights_sha256(model) == results["weights_sha256"]
+    served = tf.saved_model.load(str(workdir / "export" / "1")).signatures["serving_default"]
+    answer = served(tf.constant(test.images))["logits"]
+    np.testing.assert_allclose(answer, logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_command_again_reports_the_finished_run(finished, capsys):
+    recipe, workdir, results = finished
+    assert runner.train(recipe, workdir) == results
+    assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_another_recipe_in_the_same_workdir_is_refused(finished):
+    recipe, workdir, _ = finished
+    other = dataclasses.replace(recipe, wiring="chain")
+    with pytest.raises(ValueError, match=r"another recipe.*wiring: 'dynamic' there, 'chain' here"):
+        runner.train(other, workdir)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
+    overrides = [*TINY, "deterministic=true"]
+    command = [sys.executable, "-m", "train.imagenet", "--config", "digits_resnet20"]
+    for item in overrides:
+        command += ["--set", item]
+    # Dies right after the first epoch's checkpoint, as kill -9 would make it.
+    code = f"""
+import os
+from train import engine, imagenet
+train_epochs = engine.Run.train_epochs
+def dying(run):
+    for metrics in train_epochs(run):
+        os._exit(9)
+engine.Run.train_epochs = dying
+imagenet.main({command[3:]!r} + ["--workdir", {str(tmp_path / "b")!r}])
+"""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    environment = {**os.environ, "PYTHONPATH": root}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root)
+    assert killed.returncode == 9
+    assert (tmp_path / "b" / "checkpoints" / "ckpt-44.index").exists()
+    hashes = []
+    for name in ("a", "b"):
+        subprocess.run(
+            [*command, "--workdir", tmp_path / name], check=True, env=environment, cwd=root
+        )
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        hashes.append(results["weights_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+def test_an_optimizer_step_is_that_of_keras_fit():
+    """One engine step equals one step of `model.fit` on the same batch and loss."""
+    recipe = get_recipe("digits_resnet20", [*TINY, "weight_decay=0.0", "momentum=0.0"])
+    data = input_pipeline.load_data("digits")
+    strategy = engine.make_strategy("one_device")
+    model, twin = (engine.create_model(recipe, 10) for _ in range(2))
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    task = engine.Task(model, optimizer, recipe, strategy, None)
+    batches = input_pipeline.train_batches(data.train, model.preprocessing, recipe)
+    task.train_step(iter(batches))
+    batch = next(iter(batches))
+    twin.compile(
+        keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    twin.train_on_batch(batch["image"], batch["label"])
+    for ours, theirs in zip(model.weights, twin.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=ours.path)
+
+
+def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
+    workdir = str(tmp_path / "run")
+    for arguments, message in [
+        (["--config", "digits"], "Unknown recipe 'digits'"),
+        (["--config", "cifar10_resnet20"], "--data-dir"),
+        (["--config", "cifar10_resnet20", "--data-dir", "/nowhere"], "No data folder at /nowhere"),
+        (["--config", "digits_resnet20", "--strategy", "many"], "one_device.*'many'"),
+        (["--config", "digits_resnet20", "--strategy", "multi_worker"], "TF_CONFIG"),
+        (["--config", "digits_resnet20", "--set", "wiring=ring"], "wiring.*'ring'"),
+        (["--config", "digits_resnet20", "--set", "model=resnet5"], "Unknown variant 'resnet5'"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main([*arguments, "--workdir", workdir])
+        assert not (tmp_path / "run").exists(), arguments
+
+
+def test_replicas_that_do_not_divide_the_batch_are_refused():
+    recipe = get_recipe("digits_resnet20", [*TINY, "batch_size=127"])
+
+    class TwoReplicas:
+        num_replicas_in_sync = 2
+
+    with pytest.raises(ValueError, match="batch_size=127, 2 replicas"):
+        engine.Run(recipe, None, TwoReplicas())
+
+
+def test_predictions_come_from_a_process_without_keras(finished):
+    _, workdir, _ = finished
+    data = input_pipeline.load_data("digits")
+
+    class Finished:
+        pass
+
+    Finished.data = data
+    rows = report.predict_samples(Finished, workdir)
+    model = keras.saving.load_model(workdir / "model.keras")
+    chosen = np.linspace(0, len(data.test) - 1, len(rows)).astype(int)
+    logits = model(model.preprocessing(data.test.images[chosen]))
+    assert [row["label"] for row in rows] == [str(c) for c in np.argmax(logits, axis=1)]
