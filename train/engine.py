@@ -32,24 +32,32 @@ def make_strategy(name):
         ValueError: for an unknown name, or `"multi_worker"` without `TF_CONFIG`.
     """
     check_choice("strategy", name, STRATEGIES)
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise ValueError(
+                "The strategy 'multi_worker' needs the environment variable TF_CONFIG, which "
+                "names the workers and which of them this process is."
+            )
+        # Before anything else asks for devices: collectives are set up at program start-up.
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
-    if name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    if "TF_CONFIG" not in os.environ:
-        raise ValueError(
-            "The strategy 'multi_worker' needs the environment variable TF_CONFIG, which names "
-            "the workers and which of them this process is."
-        )
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def is_chief(strategy):
     """Whether this process writes what a run leaves behind."""
     resolver = strategy.cluster_resolver
     return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def own_folder(workdir, strategy):
+    """The workdir, or for a worker that is not the chief, which must write too, a folder in it."""
+    if is_chief(strategy):
+        return workdir
+    return workdir / f".worker-{strategy.cluster_resolver.task_id}"
 
 
 def create_model(recipe, num_classes):
@@ -230,9 +238,7 @@ class Run:
             workdir: `pathlib.Path` of the folder that the run writes into.
             on_loop: called with the step after every `recipe.steps_per_loop` steps.
         """
-        own = workdir
-        if not is_chief(self.strategy):  # every worker must write, but only one into the workdir
-            own = workdir / f".worker-{self.strategy.cluster_resolver.task_id}"
+        own = own_folder(workdir, self.strategy)
         checkpoint = tf.train.Checkpoint(
             model=by_path(self.model.weights),
             optimizer=by_path(self.optimizer.variables),

@@ -28,9 +28,10 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
         ValueError: for bad data or a workdir that holds a run of another recipe.
         FileNotFoundError: if the data folder is missing.
     """
-    console = Console(file=sys.stdout)  # bound now: Orbit's output is redirected below
     workdir = pathlib.Path(workdir)
     strategy = engine.make_strategy(strategy)
+    # Bound to the terminal now: Orbit's output is redirected below. Only the chief speaks.
+    console = Console(file=sys.stdout, quiet=not engine.is_chief(strategy))
     data = input_pipeline.load_data(recipe.dataset, data_dir)
     check_workdir(recipe, workdir)
     if (workdir / "results.json").exists():
@@ -39,10 +40,11 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
         return results
     engine.set_determinism(recipe)
     run = engine.Run(recipe, data, strategy)
-    workdir.mkdir(parents=True, exist_ok=True)
+    own = engine.own_folder(workdir, strategy)
+    own.mkdir(parents=True, exist_ok=True)
     if engine.is_chief(strategy):
         report.write_atomically(workdir / "config.json", recipe.to_json())
-    with engine.orbit_log(workdir / "train.log"), epoch_progress(console) as on_loop:
+    with engine.orbit_log(own / "train.log"), epoch_progress(console) as on_loop:
         run.open(workdir, on_loop)
         on_loop(run.step, run.total_steps)
         metrics = None
