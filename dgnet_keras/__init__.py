@@ -1,11 +1,11 @@
 """Dynamic Graph Networks for Keras: every image gets its own wiring."""
 
 from dgnet_keras import layers
-from dgnet_keras.backbones import DGResNet
+from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone, adjacency
 from dgnet_keras.classifier import Classifier, create, list_variants
 from dgnet_keras.complexity import count_macs
-from dgnet_keras.convert import copy_weights
+from dgnet_keras.convert import copy_weights, load_timm
 from dgnet_keras.export import export_saved_model
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.version import __version__
@@ -13,6 +13,9 @@ from dgnet_keras.version import __version__
 __all__ = [
     "Backbone",
     "Classifier",
+    "DGMobileNetV2",
+    "DGRegNet",
+    "DGResNeXt",
     "DGResNet",
     "Preprocessing",
     "__version__",
@@ -23,4 +26,5 @@ __all__ = [
     "export_saved_model",
     "layers",
     "list_variants",
+    "load_timm",
 ]

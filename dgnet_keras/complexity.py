@@ -4,43 +4,85 @@ import functools
 import math
 
 import keras
+import numpy as np
 
-from dgnet_keras.layers.blocks import ConvNormAct, ResidualBlock
+from dgnet_keras.backbones.base import adjacency
+from dgnet_keras.layers.blocks import ConvNormAct, ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.graph import GraphStage
 
 
-def count_macs(model, *, image_size=None):
-    """Counts multiply-adds of one image, and parameters.
+def count_macs(model, images=None, *, image_size=None):
+    """Counts multiply-adds of one image, and parameters; with images, also of each of them.
 
     Counted are convolutions, dense layers, routers and the aggregation (one multiply-add for each
-    edge and element of a feature map; every edge of the graph, open or not). Normalisation,
-    activation, pooling and additions of shortcuts are not, as is usual.
+    edge and element of a feature map). Normalisation, activation, pooling and additions of
+    shortcuts are not, as is usual. The total counts every node and every edge of the graph; an
+    image's own count leaves out closed edges, and the blocks and routers of nodes that are off,
+    which a runtime could skip without changing a result (today's computes them).
 
     Args:
         model: a backbone or classifier of this package.
-        image_size: (height, width) in pixels; None means the model's input, or where that is not
-            fixed `model.preprocessing.image_size`.
+        images: what the model takes (preprocessed), (count, height, width, channels), or None.
+        image_size: (height, width) in pixels to count at; None means the images', or the model's
+            input, or where that is not fixed `model.preprocessing.image_size`.
 
     Returns:
         Dict: `macs`, the total; `parameters`, trainable ones; `by_kind`, dict of MACs of
         `convolution`, `dense`, `router`, `aggregation`; `items`, a list of dicts `name`, `kind`,
-        `macs` in the order of the network.
+        `macs` in the order of the network. With images also `per_instance`: dict of `macs`, int64
+        (count,), and `open_edges`, dict of stage (or graph) name to bool (count, N + 1, N + 1).
+
+    Raises:
+        ValueError: if images and image_size are both given, or the images do not fit the model.
     """
+    if images is not None:
+        if image_size is not None:
+            raise ValueError("Give `images` or `image_size`, not both.")
+        image_size = images.shape[1:3]
     _, height, width, channels = model.input_shape
-    defaults = image_size or model.preprocessing.image_size
-    shape = (1, height or defaults[0], width or defaults[1], channels)
+    defaults = image_size or (height, width)
+    if None in defaults:
+        defaults = model.preprocessing.image_size
+    shape = (1, *defaults, channels)
     items = []
     for layer in model.layers:
         shape = _count(layer, shape, layer.name, items)
     by_kind = dict.fromkeys(("convolution", "dense", "router", "aggregation"), 0)
     for item in items:
         by_kind[item["kind"]] += item["macs"]
-    return {
+    counted = {
         "macs": sum(by_kind.values()),
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
         "by_kind": by_kind,
         "items": items,
     }
+    if images is not None:
+        counted["per_instance"] = _count_instances(model, images, counted)
+    return counted
+
+
+def _count_instances(model, images, counted):
+    """The total less what each image's closed edges and nodes that are off would save."""
+    open_edges = {name: matrix > 0 for name, matrix in adjacency(model, images).items()}
+    macs = np.full(len(images), counted["macs"], "int64")
+    stages = [layer for layer in model.layers if isinstance(layer, GraphStage)]
+    for stage in (s for s in stages if s.wiring != "chain"):
+        for graph in stage.graphs:
+            is_open = open_edges[graph.key]
+            aggregation = _macs_under(counted["items"], f"{graph.key}/edges")
+            closed = graph.num_edges - is_open.sum(axis=(1, 2))
+            macs -= closed * (aggregation // graph.num_edges)
+            for node in range(1, graph.num_blocks):
+                is_off = ~is_open[:, :, node].any(axis=1)
+                index = graph.first + node
+                unused = _macs_under(counted["items"], f"{stage.name}/{stage.blocks[index].name}")
+                unused += _macs_under(counted["items"], f"{stage.name}/router_{index}")
+                macs -= is_off * unused
+    return {"macs": macs, "open_edges": open_edges}
+
+
+def _macs_under(items, name):
+    return sum(i["macs"] for i in items if i["name"] == name or i["name"].startswith(name + "/"))
 
 
 @functools.singledispatch
@@ -77,11 +119,19 @@ def _(layer: ConvNormAct, shape, name, items):
 
 
 @_count.register
+def _(layer: SqueezeExcite, shape, name, items):
+    pooled = (1, shape[-1])
+    for dense in (layer.fc1, layer.fc2):
+        pooled = _count(dense, pooled, f"{name}/{dense.name}", items)
+    return shape
+
+
+@_count.register
 def _(layer: ResidualBlock, shape, name, items):
     if layer.shortcut is not None:
         _count(layer.shortcut, shape, f"{name}/shortcut", items)
-    for conv in layer.convs:
-        shape = _count(conv, shape, f"{name}/{conv.name}", items)
+    for step in layer.steps:
+        shape = _count(step, shape, f"{name}/{step.name}", items)
     return shape
 
 
@@ -90,11 +140,12 @@ def _(layer: GraphStage, shape, name, items):
     for block in layer.blocks:
         shape = _count(block, shape, f"{name}/{block.name}", items)
     for graph in layer.graphs:
-        edges = graph.num_blocks * (graph.num_blocks + 1) // 2
         if layer.wiring == "dynamic":
-            macs = edges * shape[-1]
-            items.append({"name": f"{graph.key}/routers", "kind": "router", "macs": macs})
+            for node in range(graph.num_blocks):
+                name_of_router = f"{name}/router_{graph.first + node}"
+                macs = (graph.num_blocks - node) * shape[-1]
+                items.append({"name": name_of_router, "kind": "router", "macs": macs})
         if layer.wiring != "chain":
-            macs = edges * math.prod(shape[1:])
+            macs = graph.num_edges * math.prod(shape[1:])
             items.append({"name": f"{graph.key}/edges", "kind": "aggregation", "macs": macs})
     return shape

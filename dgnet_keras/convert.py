@@ -1,11 +1,31 @@
-"""Moving weights: between wirings, and from files, all or nothing."""
+"""Moving weights: between wirings, and from files, all or nothing.
 
+Only formats that hold arrays and nothing else are read: `.weights.h5` and `.safetensors`.
+"""
+
+import contextlib
 import os
+import re
+import tempfile
+import warnings
 
-import keras
+import h5py
+import numpy as np
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
+HEAD = ("logits/kernel", "logits/bias")
+# In a .weights.h5 file: routers, gates, and what a graph stage itself holds; the classifier.
+H5_WIRING = re.compile(r"/_routers/|/_gates/|^layers/graph_stage(_\d+)?/vars/")
+H5_HEAD = re.compile(r"^layers/dense/vars/\d$")
+TIMM_KINDS = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 def is_wiring_weight(path):
@@ -32,11 +52,17 @@ def copy_weights(source, target):
     Raises:
         ValueError: if a weight outside the wiring is missing on either side, or shapes differ.
     """
-    return assign_weights(target, {v.path: v for v in source.weights})
+    return assign_weights(target, {v.path: v for v in source.weights}, f"model {source.name!r}")
 
 
-def assign_weights(model, values):
-    """Assigns `values`, a dict of path to array, to the model's weights; all or nothing.
+def assign_weights(model, values, source, *, keep=()):
+    """Assigns arrays to the weights of a model; all or nothing.
+
+    Args:
+        model: a model of this package.
+        values: dict of `Variable.path` to array.
+        source: where the values come from, for the message of an error.
+        keep: paths that may be missing in `values`, besides those of the wiring.
 
     Returns:
         List of the paths assigned.
@@ -44,53 +70,239 @@ def assign_weights(model, values):
     Raises:
         ValueError: as `copy_weights`.
     """
-    variables = {v.path: v for v in model.weights}
-    problems = [
-        f"{path}: only in the {side}"
-        for side, here, there in (("source", values, variables), ("model", variables, values))
-        for path in here
-        if path not in there and not is_wiring_weight(path)
-    ]
-    common = [path for path in variables if path in values]
-    problems += [
-        f"{path}: expected {tuple(variables[path].shape)}, received {tuple(values[path].shape)}"
-        for path in common
-        if tuple(variables[path].shape) != tuple(values[path].shape)
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        raise ValueError(
-            f"Weights do not fit the model {model.name!r}, which was left as it was. "
-            f"{len(problems)} differences:\n  {shown}"
-        )
-    for path in common:
-        variables[path].assign(values[path])
-    return common
+    wanted = {v.path: tuple(v.shape) for v in model.weights}
+    received = {path: tuple(value.shape) for path, value in values.items()}
+    _check_fit(model, wanted, received, source, lambda p: p in keep or is_wiring_weight(p))
+    variables = {v.path: v for v in model.weights if v.path in values}
+    for path, variable in variables.items():
+        variable.assign(values[path])
+    return list(variables)
 
 
 def load_weights(model, path):
-    """Loads a `.weights.h5` file into a model of the same architecture, all or nothing.
+    """Loads weights that this package or timm wrote, all or nothing.
+
+    The wirings of file and model may differ: weights of the wiring that only one of them has are
+    left as they are. With another number of classes the backbone alone is loaded, and a warning
+    says so.
 
     Args:
         model: a model of this package.
-        path: file written by `model.save_weights`.
+        path: a file of `model.save_weights` (`.weights.h5`), or a `.safetensors` file with
+            timm's names (see `load_timm`).
+
+    Returns:
+        List of the paths of the weights loaded.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the name does not end in `.weights.h5`, or the file does not fit; the
-            model is then as it was.
+        ValueError: if the file is of another kind, broken, or of another architecture; the message
+            lists names and shapes, and the model is as it was.
     """
     path = os.fspath(path)
-    if not path.endswith(".weights.h5"):
-        raise ValueError(f"`weights` must be a file that ends in .weights.h5. Received: {path}")
+    if not path.endswith((".weights.h5", ".safetensors")):
+        raise ValueError(
+            f"`weights` must be a file that ends in .weights.h5 or .safetensors. Received: {path}"
+        )
     if not os.path.exists(path):
         raise FileNotFoundError(f"No weights file at {path}")
-    # Keras's own loader assigns as it goes, and leaves a model half changed when it fails.
-    scratch = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    return load_timm(model, path) if path.endswith(".safetensors") else _load_h5(model, path)
+
+
+def _load_h5(model, path):
+    """Loads a file of `model.save_weights`."""
+    names = _h5_names(model)
+    with _reading(path, "HDF5"), h5py.File(path) as file:
+        stored = _h5_arrays(file)
+    values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
+    classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
+    return _assign_with_head(model, values, path, classes)
+
+
+def _is_extra(name):
+    """Whether a dataset that the model has no place for may be left out: wiring or classifier."""
+    return H5_WIRING.search(name) or H5_HEAD.match(name)
+
+
+def _h5_names(model):
+    """Dict of the name that Keras gives a weight in a `.weights.h5` file to its path.
+
+    Found by saving a copy of the model whose weights hold their own index.
+    """
+    scratch = type(model).from_config(model.get_config())
+    for i, variable in enumerate(scratch.weights):
+        variable.assign(np.full(variable.shape, i))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "index.weights.h5")
+        scratch.save_weights(path)
+        with h5py.File(path) as file:
+            arrays = _h5_arrays(file)
+    return {name: scratch.weights[int(a.flat[0])].path for name, a in arrays.items()}
+
+
+def _h5_arrays(file):
+    arrays = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    file.visititems(visit)
+    return arrays
+
+
+def load_timm(model, path):
+    """Loads weights published by timm into a model of this package, all or nothing.
+
+    The routers, gates and edge logits of the model are left as they are: with
+    `wiring="dynamic", init="static"` the model then computes what timm's does. With another number
+    of classes the backbone alone is loaded, and a warning says so.
+
+    Args:
+        model: a backbone or classifier of a variant that timm has.
+        path: a `.safetensors` file, or the name of a Hugging Face hub repository such as
+            `"timm/resnet50.a1_in1k"` (needs the package huggingface_hub and a network).
+
+    Returns:
+        List of the paths of the weights loaded.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: for a hub name without huggingface_hub.
+        ConnectionError: if the hub cannot be reached, or has no such file.
+        ValueError: if the file is not a whole safetensors file, or is of another architecture;
+            the message lists names and shapes, and the model is as it was.
+    """
+    path = _locate(path)
+    # safetensors' NumPy reader knows no bfloat16.
+    from safetensors.tensorflow import load_file
+
+    with _reading(path, "safetensors"):
+        arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    names = getattr(model, "backbone", model).timm_names
+    paths = {timm_name(v.path, names): v for v in model.weights if not is_wiring_weight(v.path)}
+    head = {timm_name(path, names) for path in HEAD}
+    values = {}
+    for name, array in arrays.items():
+        if name in paths:
+            values[paths[name].path] = from_timm(array, len(paths[name].shape))
+        elif name not in head and not name.endswith("num_batches_tracked"):
+            values[name] = array
+    classes = next((len(arrays[n]) for n in sorted(head) if n in arrays), None)
+    return _assign_with_head(model, values, path, classes)
+
+
+def timm_name(path, templates):
+    """The name of timm's tensor for the weight at `path`.
+
+    Args:
+        path: `Variable.path`, such as `"stage1/block_0/conv1/conv/kernel"`.
+        templates: a family's `timm_names`: layer path to module name, both with places for
+            numbers: `{stage}`, `{block}`, `{conv}`, and in the module name also `{stage0}` (from 0)
+            and `{block1}` (from 1). The first that matches counts.
+
+    Returns:
+        Such as `"layer1.0.conv1.weight"`; None where no template matches.
+    """
+    layer, _, kind = path.rpartition("/")
+    for template, module in templates.items():
+        pattern = re.sub(r"\\?{(\w+)\\?}", r"(?P<\1>\\d+)", re.escape(template))
+        found = re.fullmatch(pattern, layer)
+        if found:
+            numbers = {key: int(value) for key, value in found.groupdict().items()}
+            numbers["stage0"] = numbers.get("stage", 0) - 1
+            numbers["block1"] = numbers.get("block", 0) + 1
+            return f"{module.format(**numbers)}.{TIMM_KINDS[kind]}"
+    return None
+
+
+def from_timm(array, rank):
+    """PyTorch's layout to Keras's, float32.
+
+    Args:
+        array: (out, in, height, width), (out, in) or (channels,).
+        rank: of the Keras weight: 4 gives (height, width, in, out), 2 gives (in, out), also from
+            a 1x1 convolution.
+    """
+    array = np.asarray(array, "float32")
+    if array.ndim == 4 and rank == 4:
+        return array.transpose(2, 3, 1, 0)
+    if array.ndim == 4 and rank == 2 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    return array.T if array.ndim == 2 else array
+
+
+def _locate(path):
+    """The local file of a path or hub name."""
+    path = os.fspath(path)
+    if os.path.exists(path):
+        return path
+    if path.endswith(".safetensors") or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(
+            f"No weights file at {path}. Expected a .safetensors file, or the name of a hub "
+            "repository such as timm/resnet50.a1_in1k"
+        )
     try:
-        scratch.load_weights(path)
-    except Exception as error:
-        raise ValueError(
-            f"{path} does not fit the model {model.name!r}, which was left as it was: {error}"
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is not a file; to load it from the Hugging Face hub, install "
+            "dgnet_keras[hub] (the package huggingface_hub)."
         ) from error
-    copy_weights(scratch, model)
+    try:
+        return hf_hub_download(path, "model.safetensors")
+    except Exception as error:
+        raise ConnectionError(
+            f"Could not get model.safetensors of {path} from the Hugging Face hub: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(path, kind):
+    """Turns whatever a reader raises into a `ValueError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is not a whole {kind} file: {error}") from error
+
+
+def _assign_with_head(model, values, path, classes):
+    """Assigns; leaves the classifier out where the file has none or one of other classes."""
+    keep = ()
+    if hasattr(model, "num_classes") and classes != model.num_classes:
+        keep = HEAD
+        values = {k: v for k, v in values.items() if k not in HEAD}
+    loaded = assign_weights(model, values, os.fspath(path), keep=keep)
+    if keep:
+        warnings.warn(
+            f"{path} has {classes or 'no'} classes, the model {model.num_classes}: the backbone "
+            "was loaded, the classifier was left as it was.",
+            stacklevel=4,
+        )
+    return loaded
+
+
+def _check_fit(model, wanted, received, source, is_optional):
+    """Raises `ValueError` that lists what differs between two dicts of name to shape."""
+    problems = [
+        f"{name}: {shape} only in the model"
+        for name, shape in wanted.items()
+        if name not in received and not is_optional(name)
+    ]
+    problems += [
+        f"{name}: {shape} only in the source"
+        for name, shape in received.items()
+        if name not in wanted and not is_optional(name)
+    ]
+    problems += [
+        f"{name}: expected {shape}, received {received[name]}"
+        for name, shape in wanted.items()
+        if received.get(name, shape) != shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        shown = "\n  ".join(problems[:20])
+        raise ValueError(
+            f"Weights of {source} do not fit the model {model.name!r}, which was left as it was:"
+            f"\n  {shown}{more}"
+        )

@@ -34,19 +34,93 @@ def test_a_weights_file_of_another_model_changes_nothing(tmp_path):
     create(ROW, widths=(4, 12)).save_weights(path)
     target = create(ROW, seed=1)
     before = values(target)
-    with pytest.raises(ValueError, match=r"does not fit the model.*left as it was"):
+    with pytest.raises(ValueError, match=r"do not fit the model.*left as it was"):
         dg.convert.load_weights(target, path)
     assert unchanged(target, before)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.weights.h5"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.weights\.h5"):
         create(ROW, weights=tmp_path / "nowhere.weights.h5")
-    with pytest.raises(ValueError, match=r"weights.h5.*model.pkl"):
+    with pytest.raises(ValueError, match=r"weights\.h5 or \.safetensors.*model\.pkl"):
         create(ROW, weights=tmp_path / "model.pkl")
-    (tmp_path / "broken.weights.h5").write_bytes(b"not an HDF5 file")
-    with pytest.raises(ValueError, match=r"broken.weights.h5 does not fit"):
-        create(ROW, weights=tmp_path / "broken.weights.h5")
+    for name, kind in (("broken.weights.h5", "HDF5"), ("broken.safetensors", "safetensors")):
+        (tmp_path / name).write_bytes(b"this is not such a file")
+        with pytest.raises(ValueError, match=f"{name} is not a whole {kind} file"):
+            create(ROW, weights=tmp_path / name)
+
+
+def test_truncated_files_are_named_and_change_nothing(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), "float32")}, tmp_path / "a.safetensors")
+    create(ROW).save_weights(tmp_path / "a.weights.h5")
+    for name in ("a.safetensors", "a.weights.h5"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
+        target = create(ROW, seed=1)
+        before = values(target)
+        with pytest.raises(ValueError, match="not a whole"):
+            dg.convert.load_weights(target, tmp_path / name)
+        assert unchanged(target, before)
+
+
+@pytest.mark.parametrize("wiring", ["dynamic", "learned", "random", "complete"])
+def test_a_weights_file_serves_every_wiring(wiring, tmp_path):
+    path = tmp_path / "static.weights.h5"
+    static = randomize(create(ROW, wiring="chain"))
+    static.save_weights(path)
+    model = create(ROW, wiring=wiring, seed=5)
+    before = {v.path: v.numpy() for v in model.weights if dg.convert.is_wiring_weight(v.path)}
+    dg.convert.load_weights(model, path)
+    weights = {v.path: v for v in model.weights}
+    for variable in static.weights:
+        np.testing.assert_array_equal(weights[variable.path], variable)
+    for name, value in before.items():
+        np.testing.assert_array_equal(weights[name], value)
+    model.save_weights(tmp_path / "back.weights.h5")
+    again = create(ROW, wiring="chain", seed=6, weights=tmp_path / "back.weights.h5")
+    np.testing.assert_array_equal(again(images()), static(images()))
+
+
+def test_a_file_of_a_deeper_network_is_refused(tmp_path):
+    path = tmp_path / "deep.weights.h5"
+    create(ROW, depths=(5, 3), wiring="chain").save_weights(path)
+    with pytest.raises(ValueError, match="only in the source"):
+        create(ROW, weights=path)
+
+
+def test_another_number_of_classes_loads_the_backbone_and_says_so(tmp_path):
+    path = tmp_path / "five.weights.h5"
+    source = randomize(create(ROW, num_classes=5))
+    source.save_weights(path)
+    with pytest.warns(UserWarning, match="has 5 classes, the model 3.*backbone was loaded"):
+        model = create(ROW, seed=1, weights=path)
+    np.testing.assert_array_equal(model.backbone(images()), source.backbone(images()))
+    backbone = create(ROW, num_classes=None, weights=path)
+    np.testing.assert_array_equal(backbone(images()), source.backbone(images()))
+    backbone.save_weights(tmp_path / "backbone.weights.h5")
+    with pytest.warns(UserWarning, match="has no classes, the model 3"):
+        create(ROW, weights=tmp_path / "backbone.weights.h5")
+
+
+def test_hub_names_need_the_package_and_a_network(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"dgnet_keras\[hub\]"):
+        dg.load_timm(create(ROW), "timm/resnet50.a1_in1k")
+
+    class Hub:
+        @staticmethod
+        def hf_hub_download(repo_id, filename):
+            raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    with pytest.raises(ConnectionError, match=r"timm/resnet50\.a1_in1k.*no network"):
+        dg.load_timm(create(ROW), "timm/resnet50.a1_in1k")
+    with pytest.raises(FileNotFoundError, match=r"No weights file at /no/such\.safetensors"):
+        dg.load_timm(create(ROW), "/no/such.safetensors")
 
 
 def test_a_backbone_takes_weights_too():

@@ -4,12 +4,28 @@ import contextlib
 import dataclasses
 import difflib
 import random
+import types
 
 import keras
 import numpy as np
 
+from dgnet_keras.layers.blocks import check_positive
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.preprocessing import Preprocessing
+
+
+# Layer path to timm's module, for the families that timm's ResNet class covers.
+RESNET_TIMM_NAMES = types.MappingProxyType(
+    {
+        "stem/conv": "conv1",
+        "stem/norm": "bn1",
+        "stage{stage}/block_{block}/conv{conv}/conv": "layer{stage}.{block}.conv{conv}",
+        "stage{stage}/block_{block}/conv{conv}/norm": "layer{stage}.{block}.bn{conv}",
+        "stage{stage}/block_{block}/shortcut/conv": "layer{stage}.{block}.downsample.0",
+        "stage{stage}/block_{block}/shortcut/norm": "layer{stage}.{block}.downsample.1",
+        "logits": "fc",
+    }
+)
 
 
 def closest(name, names):
@@ -28,6 +44,25 @@ def check_input_shape(input_shape):
             f"Received: input_shape={input_shape!r}"
         )
     return shape
+
+
+def check_stages(spec, *names):
+    """Makes the named fields of a Spec tuples of positive ints, one entry a stage.
+
+    Raises:
+        ValueError: if they are not, or differ in length.
+    """
+    for name in names:
+        object.__setattr__(spec, name, tuple(getattr(spec, name)))
+        for value in getattr(spec, name):
+            check_positive(**{name: value})
+    lengths = {len(getattr(spec, name)) for name in names}
+    if len(lengths) > 1 or 0 in lengths:
+        received = ", ".join(f"{name}={getattr(spec, name)}" for name in names)
+        raise ValueError(
+            f"{', '.join(f'`{n}`' for n in names)} must have one entry a stage. "
+            f"Received: {received}"
+        )
 
 
 @contextlib.contextmanager
@@ -67,8 +102,9 @@ class GraphModel(keras.Model):
 class Backbone(GraphModel):
     """Base of the families: images to a final feature map, through graph stages.
 
-    A family subclasses it, and gives `family`, `spec_class`, `variants` and the three static
-    methods `stem`, `stage_blocks` and (optionally) `head`.
+    A family subclasses it, and gives `family`, `spec_class`, `variants`, `timm_names` (layer path
+    to the name of timm's module, see `convert.load_timm`) and the static methods `stem`,
+    `stage_blocks` and (optionally) `head`.
 
     Args:
         spec: a variant's name, or an instance of the family's Spec.
@@ -99,6 +135,7 @@ class Backbone(GraphModel):
     family = None
     spec_class = None
     variants = None
+    timm_names = None
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from dgnet_keras.backbones.base import Backbone
+from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, check_stages
 from dgnet_keras.layers.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -36,19 +36,11 @@ class ResNetSpec:
     stem_strides: int = 2
 
     def __post_init__(self):
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "widths", tuple(self.widths))
+        check_stages(self, "depths", "widths")
         check_choice("block", self.block, ("basic", "bottleneck"))
         check_choice("stem", self.stem, ("imagenet", "cifar"))
         if self.block == "basic" and self.expansion not in (None, 1):
             raise ValueError(f"A basic block has expansion 1. Received: {self.expansion}")
-        if not self.depths or len(self.depths) != len(self.widths):
-            raise ValueError(
-                "`depths` and `widths` must have one entry a stage. "
-                f"Received: depths={self.depths}, widths={self.widths}"
-            )
-        for depth, width in zip(self.depths, self.widths, strict=True):
-            check_positive(depths=depth, widths=width)
         check_positive(stem_strides=self.stem_strides)
 
     @property
@@ -95,6 +87,7 @@ class DGResNet(Backbone):
     family = "resnet"
     spec_class = ResNetSpec
     variants = VARIANTS
+    timm_names = RESNET_TIMM_NAMES
 
     @staticmethod
     def stem(spec, inputs):

@@ -1,6 +1,9 @@
 """Convolutional blocks: the nodes of a graph. A block is tensor in, tensor out."""
 
+import functools
+
 import keras
+import tensorflow as tf
 
 
 def symmetric_padding(kernel_size):
@@ -13,6 +16,70 @@ def check_positive(**values):
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
+
+
+def check_divides(divisor_name, divisor, **values):
+    """Raises `ValueError` unless `divisor` divides every named value."""
+    for name, value in values.items():
+        if value % divisor:
+            raise ValueError(
+                f"`{divisor_name}` must divide `{name}`. Received: {divisor_name}={divisor}, "
+                f"{name}={value}"
+            )
+
+
+@functools.lru_cache
+def cpu_takes_grouped_kernels(dtype):
+    """Whether `tf.nn.conv2d` and its gradients take grouped kernels of `dtype` on this CPU.
+
+    They do with oneDNN (TensorFlow's default on x86); without it the gradients fail.
+    """
+    with tf.init_scope(), tf.device("/cpu:0"):
+        images, kernel = tf.ones((1, 3, 3, 4), dtype), tf.ones((3, 3, 2, 4), dtype)
+        try:
+            with tf.GradientTape() as tape:
+                tape.watch([images, kernel])
+                value = tf.nn.conv2d(images, kernel, 1, "SAME")
+            tape.gradient(value, [images, kernel])
+        except tf.errors.OpError:
+            return False
+    return True
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class GroupedConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` whose groups do not go through XLA on a CPU.
+
+    Keras compiles a grouped convolution with XLA, which is slow on a CPU (`python -m
+    benchmarks.grouped_conv`) and would be frozen into a SavedModel. Here a depthwise one
+    (groups = channels) runs as `tf.nn.depthwise_conv2d`, any other as `tf.nn.conv2d` with a grouped
+    kernel, or, where the kernel is missing (a CPU without oneDNN), group by group.
+
+    Arguments, weights and errors are those of `keras.layers.Conv2D`.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """Convolves (batch, height, width, channels) with (kh, kw, channels / groups, filters)."""
+        if self.groups == 1 or self.data_format != "channels_last":
+            return super().convolution_op(inputs, kernel)
+        options = {"padding": self.padding.upper(), "dilations": list(self.dilation_rate)}
+        depthwise = self.groups == inputs.shape[-1] and len(set(self.strides)) == 1
+        if depthwise and (self.strides[0] == 1 or max(self.dilation_rate) == 1):
+            shape = (*self.kernel_size, self.groups, self.filters // self.groups)
+            return tf.nn.depthwise_conv2d(
+                inputs, tf.reshape(kernel, shape), (1, *self.strides, 1), **options
+            )
+        accelerated = tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices(
+            "TPU"
+        )
+        if accelerated or cpu_takes_grouped_kernels(inputs.dtype):
+            return tf.nn.conv2d(inputs, kernel, self.strides, **options)
+        parts = zip(
+            tf.split(inputs, self.groups, axis=-1),
+            tf.split(kernel, self.groups, axis=-1),
+            strict=True,
+        )
+        return tf.concat([tf.nn.conv2d(x, k, self.strides, **options) for x, k in parts], axis=-1)
 
 
 class _Composite(keras.layers.Layer):
@@ -28,7 +95,7 @@ class _Composite(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
 class ConvNormAct(_Composite):
-    """kxk convolution without bias, batch normalisation, activation.
+    """kxk convolution (grouped) without bias, batch normalisation, activation.
 
     Padding is symmetric (kernel_size // 2 on each side, as in timm) at every stride, so that
     published weights give the same numbers at any image size.
@@ -37,6 +104,8 @@ class ConvNormAct(_Composite):
         filters: number of output channels.
         kernel_size: odd int, in pixels.
         strides: int.
+        groups: int that divides the input's channels and `filters`; equal to both, the
+            convolution is depthwise.
         activation: Keras activation name, or None.
         momentum: of the moving statistics.
         epsilon: of the normalisation.
@@ -57,16 +126,19 @@ class ConvNormAct(_Composite):
         kernel_size,
         *,
         strides=1,
+        groups=1,
         activation="relu",
         momentum=0.9,
         epsilon=1e-5,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_positive(filters=filters, kernel_size=kernel_size, strides=strides)
+        check_positive(filters=filters, kernel_size=kernel_size, strides=strides, groups=groups)
+        check_divides("groups", groups, filters=filters)
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
+        self.groups = groups
         self.activation = activation
         self.momentum = momentum
         self.epsilon = epsilon
@@ -75,14 +147,18 @@ class ConvNormAct(_Composite):
         needs_pad = strides > 1 and pad > 0
         self.pad = self._layer(keras.layers.ZeroPadding2D, "pad", pad) if needs_pad else None
         self.conv = self._layer(
-            keras.layers.Conv2D,
+            GroupedConv2D,
             "conv",
             filters,
             kernel_size,
             strides=strides,
             padding="valid" if needs_pad else "same",
+            groups=groups,
             use_bias=False,
-            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "normal"),
+            # He's normal initialisation over fan-out, of which each group has its share.
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0 * groups, "fan_out", "normal"
+            ),
         )
         self.norm = self._layer(
             keras.layers.BatchNormalization, "norm", momentum=momentum, epsilon=epsilon
@@ -115,32 +191,87 @@ class ConvNormAct(_Composite):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
+            "groups": self.groups,
             "activation": self.activation,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
 
 
+class SqueezeExcite(_Composite):
+    """Global average pooling, dense, ReLU, dense, sigmoid, times the input (arXiv 1709.01507).
+
+    Args:
+        channels: number of channels of the input.
+        reduced: number of channels of the first dense layer.
+
+    Call arguments:
+        inputs: (batch, height, width, channels).
+
+    Returns:
+        Tensor like `inputs`: each channel scaled by its sample's weight in (0, 1).
+
+    Raises:
+        ValueError: if a size is not a positive integer.
+    """
+
+    def __init__(self, channels, reduced, **kwargs):
+        super().__init__(**kwargs)
+        check_positive(channels=channels, reduced=reduced)
+        self.channels = channels
+        self.reduced = reduced
+        self.fc1 = self._layer(keras.layers.Dense, "fc1", reduced, activation="relu")
+        self.fc2 = self._layer(keras.layers.Dense, "fc2", channels, activation="sigmoid")
+
+    def build(self, input_shape):
+        """Creates the two dense layers."""
+        self.fc1.build((input_shape[0], self.channels))
+        self.fc2.build((input_shape[0], self.reduced))
+
+    def call(self, inputs):
+        """Scales the channels; pools in float32, where a large map's sum does not overflow."""
+        pooled = keras.ops.mean(keras.ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
+        return inputs * self.fc2(self.fc1(keras.ops.cast(pooled, self.compute_dtype)))
+
+    def compute_output_shape(self, input_shape):
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "channels": self.channels, "reduced": self.reduced}
+
+
 class ResidualBlock(_Composite):
-    """relu(convolutions(x) + shortcut(x)); the shortcut projects (1x1) where shapes change."""
+    """Layers one after the other, and a shortcut around them; base of the blocks below.
+
+    A subclass fills `self.steps` with its layers, the last convolution being a `ConvNormAct`.
+    The shortcut projects (1x1) where the shape changes, if `project` says so; otherwise there is
+    none in that case.
+    """
+
+    project = True
+    activation = "relu"
 
     def __init__(self, filters, *, strides=1, **kwargs):
         super().__init__(**kwargs)
         check_positive(filters=filters, strides=strides)
         self.filters = filters
         self.strides = strides
-        self.convs = []
+        self.steps = []
         self.shortcut = None
-        self.act = self._layer(keras.layers.Activation, "act", "relu")
+        if self.activation:
+            self.act = self._layer(keras.layers.Activation, "act", self.activation)
 
     @property
     def out_channels(self):
         """Number of output channels."""
-        return self.convs[-1].filters
+        return self.steps[-1].filters
 
     def build(self, input_shape):
-        """Builds the convolutions in order, and the shortcut where the shape changes."""
-        if self.strides > 1 or input_shape[-1] != self.out_channels:
+        """Builds the layers in order, and the shortcut where the shape changes."""
+        self.keeps_shape = self.strides == 1 and input_shape[-1] == self.out_channels
+        if self.project and not self.keeps_shape:
             self.shortcut = self._layer(
                 ConvNormAct,
                 "shortcut",
@@ -150,21 +281,25 @@ class ResidualBlock(_Composite):
                 activation=None,
             )
             self.shortcut.build(input_shape)
-        for conv in self.convs:
-            conv.build(input_shape)
-            input_shape = conv.compute_output_shape(input_shape)
+        for step in self.steps:
+            step.build(input_shape)
+            input_shape = step.compute_output_shape(input_shape)
 
     def call(self, inputs):
-        """Adds the shortcut to the last convolution's output, then ReLU."""
+        """Runs the layers, adds the shortcut, activates."""
         x = inputs
-        for conv in self.convs:
-            x = conv(x)
-        return self.act(x + (inputs if self.shortcut is None else self.shortcut(inputs)))
+        for step in self.steps:
+            x = step(x)
+        if self.shortcut is not None:
+            x = x + self.shortcut(inputs)
+        elif self.keeps_shape:
+            x = x + inputs
+        return self.act(x) if self.activation else x
 
     def compute_output_shape(self, input_shape):
         """(batch, ceil(height / strides), ceil(width / strides), out_channels)."""
-        for conv in self.convs:
-            input_shape = conv.compute_output_shape(input_shape)
+        for step in self.steps:
+            input_shape = step.compute_output_shape(input_shape)
         return input_shape
 
     def get_config(self):
@@ -192,7 +327,7 @@ class BasicBlock(ResidualBlock):
 
     def __init__(self, filters, *, strides=1, **kwargs):
         super().__init__(filters, strides=strides, **kwargs)
-        self.convs = [
+        self.steps = [
             self._layer(ConvNormAct, "conv1", filters, 3, strides=strides),
             self._layer(ConvNormAct, "conv2", filters, 3, activation=None),
         ]
@@ -200,36 +335,111 @@ class BasicBlock(ResidualBlock):
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
 class BottleneckBlock(ResidualBlock):
-    """1x1, 3x3 (strided), 1x1, shortcut, ReLU (ResNet v1.5: stride on the 3x3).
+    """1x1, 3x3 (strided, grouped) [+SE], 1x1, shortcut, ReLU.
+
+    The stride is on the 3x3, as in ResNet v1.5, ResNeXt (arXiv 1611.05431) and RegNet (arXiv
+    2003.13678).
 
     Args:
         filters: number of channels of the first two convolutions.
+        expansion: the last convolution has filters * expansion channels, unless `out_channels`.
+        out_channels: number of channels of the last convolution, or None.
         strides: int, of the 3x3 convolution and the shortcut.
-        expansion: the last convolution has filters * expansion channels.
+        groups: of the 3x3 convolution; divides `filters`.
+        se_channels: reduced channels of squeeze-and-excite after the 3x3; 0 for none.
 
     Call arguments:
         inputs: (batch, height, width, channels).
 
     Returns:
-        (batch, ceil(height / strides), ceil(width / strides), filters * expansion).
+        (batch, ceil(height / strides), ceil(width / strides), channels of the last convolution).
+
+    Raises:
+        ValueError: if a size is not a positive integer, or groups do not divide filters.
+    """
+
+    def __init__(
+        self,
+        filters,
+        *,
+        strides=1,
+        expansion=4,
+        out_channels=None,
+        groups=1,
+        se_channels=0,
+        **kwargs,
+    ):
+        super().__init__(filters, strides=strides, **kwargs)
+        check_positive(expansion=expansion)
+        self.expansion = expansion
+        self.groups = groups
+        self.se_channels = se_channels
+        outputs = filters * expansion if out_channels is None else out_channels
+        self.steps = [
+            self._layer(ConvNormAct, "conv1", filters, 1),
+            self._layer(ConvNormAct, "conv2", filters, 3, strides=strides, groups=groups),
+            self._layer(ConvNormAct, "conv3", outputs, 1, activation=None),
+        ]
+        if se_channels:
+            self.steps.insert(2, self._layer(SqueezeExcite, "se", filters, se_channels))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "expansion": self.expansion,
+            "out_channels": self.out_channels,
+            "groups": self.groups,
+            "se_channels": self.se_channels,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class InvertedResidualBlock(ResidualBlock):
+    """1x1 (expand), 3x3 depthwise (strided), 1x1 linear; shortcut only where shapes agree.
+
+    MobileNetV2 (arXiv 1801.04381), with ReLU6. With expansion 1 there is no first 1x1.
+
+    Args:
+        filters: number of output channels.
+        in_channels: number of input channels.
+        strides: int, of the depthwise convolution.
+        expansion: the depthwise convolution has in_channels * expansion channels.
+
+    Call arguments:
+        inputs: (batch, height, width, in_channels).
+
+    Returns:
+        (batch, ceil(height / strides), ceil(width / strides), filters).
 
     Raises:
         ValueError: if a size is not a positive integer.
     """
 
-    def __init__(self, filters, *, strides=1, expansion=4, **kwargs):
+    project = False
+    activation = None
+
+    def __init__(self, filters, in_channels, *, strides=1, expansion=6, **kwargs):
         super().__init__(filters, strides=strides, **kwargs)
-        check_positive(expansion=expansion)
+        check_positive(in_channels=in_channels, expansion=expansion)
+        self.in_channels = in_channels
         self.expansion = expansion
-        self.convs = [
-            self._layer(ConvNormAct, "conv1", filters, 1),
-            self._layer(ConvNormAct, "conv2", filters, 3, strides=strides),
-            self._layer(ConvNormAct, "conv3", filters * expansion, 1, activation=None),
+        hidden = in_channels * expansion
+        relu6 = {"activation": "relu6"}
+        self.steps = [
+            self._layer(ConvNormAct, "conv2", hidden, 3, strides=strides, groups=hidden, **relu6),
+            self._layer(ConvNormAct, "conv3", filters, 1, activation=None),
         ]
+        if expansion > 1:
+            self.steps.insert(0, self._layer(ConvNormAct, "conv1", hidden, 1, **relu6))
 
     def get_config(self):
         """The constructor's arguments."""
-        return {**super().get_config(), "expansion": self.expansion}
+        return {
+            **super().get_config(),
+            "in_channels": self.in_channels,
+            "expansion": self.expansion,
+        }
 
 
 def imagenet_stem(inputs, *, strides=2):

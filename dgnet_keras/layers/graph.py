@@ -124,6 +124,12 @@ class _Graph:
     def last(self):
         return self.first + self.num_blocks - 1
 
+    @property
+    def num_edges(self):
+        if self.num_blocks == 1:
+            return 0
+        return self.num_blocks * (self.num_blocks + 1) // 2
+
 
 class _FixedEdges:
     """Columns of an adjacency that does not depend on the sample; every node is on."""
@@ -295,6 +301,10 @@ class GraphStage(keras.layers.Layer):
     def graphs(self):
         """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
         return [g for g in self._graphs if g.num_blocks > 1]
+
+    def describe(self):
+        """Name, number of nodes and number of edges of each graph of the stage, in order."""
+        return [(g.key, g.num_blocks, g.num_edges) for g in self._graphs]
 
     def _split_into_graphs(self):
         num_blocks = len(self.blocks)

@@ -55,7 +55,7 @@ def test_max_nodes_names_the_graphs_of_a_split_stage():
 
 def test_the_stride_is_on_the_3x3_convolution_of_a_bottleneck():
     block = dg.create("resnet50", num_classes=None).get_layer("stage2").blocks[0]
-    assert [conv.strides for conv in block.convs] == [1, 2, 1]
+    assert [conv.strides for conv in block.steps] == [1, 2, 1]
 
 
 def test_a_bottleneck_variant_can_be_made_from_a_basic_one():
