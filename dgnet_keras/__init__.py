@@ -1,5 +1,13 @@
 """Dynamic Graph Networks for Keras: every image gets its own wiring."""
 
+import os
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # Python is about to run a command, `python -m dgnet_keras`, and imports this file first: the
+    # last moment to keep TensorFlow's start-up messages out of the command's output.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 from dgnet_keras import layers
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone, adjacency

@@ -1,10 +1,7 @@
 """The command line: python -m dgnet_keras list | info NAME."""
 
 import argparse
-import os
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def parse_args(argv=None):
@@ -32,7 +29,9 @@ def parse_args(argv=None):
     info.add_argument("name", help="a variant, see `list`")
     for command in (listing, info):
         command.add_argument(
-            "--image-size", type=int, default=224, help="height and width in pixels (224)"
+            "--image-size",
+            type=int,
+            help="height and width in pixels; by default 224, and 32 for the CIFAR variants",
         )
     info.add_argument("--num-classes", type=int, default=1000, help="1000 by default")
     info.add_argument("--max-nodes", type=int, help="bounds the blocks of one graph")
@@ -57,6 +56,14 @@ def overhead(counted, model):
     }
 
 
+def input_shape(name, image_size):
+    """(height, width, 3): the size asked for, or the variant's own."""
+    from dgnet_keras.classifier import family_of
+
+    size = image_size or family_of(name).variants[name].default_image_size
+    return (size, size, 3)
+
+
 def list_command(args):
     """Prints a row a variant as it is counted."""
     import keras
@@ -67,9 +74,8 @@ def list_command(args):
         f"{'variant':<18}{'parameters':>13}{'MACs':>17}{'edges':>7}"
         f"{'+parameters':>13}{'+router MACs':>14}{'+edge MACs':>12}"
     )
-    size = (args.image_size, args.image_size, 3)
     for name in dg.list_variants(args.family):
-        model = dg.create(name, input_shape=size)
+        model = dg.create(name, input_shape=input_shape(name, args.image_size))
         counted = dg.count_macs(model)
         added = overhead(counted, model)
         edges = sum(edges for s in model.backbone.stages for _, _, edges in s.describe())
@@ -89,12 +95,12 @@ def info_command(args):
     model = dg.create(
         args.name,
         num_classes=args.num_classes,
-        input_shape=(args.image_size, args.image_size, 3),
+        input_shape=input_shape(args.name, args.image_size),
         max_nodes=args.max_nodes,
     )
     counted = dg.count_macs(model)
     print(f"{args.name}: {model.backbone.spec}")
-    print(f"images: {args.image_size} x {args.image_size} x 3, classes: {args.num_classes}")
+    print(f"images: {' x '.join(map(str, model.input_shape[1:]))}, classes: {args.num_classes}")
     print(f"\n{'graph':<16}{'nodes':>6}{'edges':>7}   features (height x width x channels)")
     for stage in model.backbone.stages:
         shape = " x ".join(map(str, stage.output[-1].shape[1:]))

@@ -104,6 +104,21 @@ def list_variants(family=None):
     return [name for cls in chosen for name in cls.variants]
 
 
+def family_of(name):
+    """The backbone class that has the variant `name`.
+
+    Raises:
+        ValueError: for an unknown variant; the message names the closest ones.
+    """
+    for cls in FAMILIES:
+        if name in cls.variants:
+            return cls
+    raise ValueError(
+        f"Unknown variant {name!r}.{closest(name, list_variants())} "
+        "`dgnet_keras.list_variants()` lists all."
+    )
+
+
 def create(
     name,
     *,
@@ -144,12 +159,7 @@ def create(
         ValueError: for an unknown variant or option, or a value out of range; the message says
             what was expected and what was received.
     """
-    family = next((cls for cls in FAMILIES if name in cls.variants), None)
-    if family is None:
-        raise ValueError(
-            f"Unknown variant {name!r}.{closest(name, list_variants())} "
-            "`dgnet_keras.list_variants()` lists all."
-        )
+    family = family_of(name)
     backbone = family(
         _override(family.variants[name], overrides),
         input_shape=input_shape,

@@ -13,7 +13,6 @@ from dgnet_keras.layers.blocks import check_positive
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.preprocessing import Preprocessing
 
-
 # Layer path to timm's module, for the families that timm's ResNet class covers.
 RESNET_TIMM_NAMES = types.MappingProxyType(
     {
@@ -44,6 +43,20 @@ def check_input_shape(input_shape):
             f"Received: input_shape={input_shape!r}"
         )
     return shape
+
+
+class Spec:
+    """Base of the families' frozen dataclasses: a network in numbers, a field each.
+
+    Attributes:
+        stem_reduction: stride of the stem, pooling included.
+        default_crop: crop of the default preprocessing.
+        default_image_size: height and width in pixels that the variant is usually trained at.
+    """
+
+    stem_reduction = None
+    default_crop = 0.875
+    default_image_size = 224
 
 
 def check_stages(spec, *names):

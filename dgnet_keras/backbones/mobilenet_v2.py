@@ -4,12 +4,12 @@ import dataclasses
 
 import keras
 
-from dgnet_keras.backbones.base import Backbone, check_stages
+from dgnet_keras.backbones.base import Backbone, Spec, check_stages
 from dgnet_keras.layers.blocks import ConvNormAct, InvertedResidualBlock, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetV2Spec:
+class MobileNetV2Spec(Spec):
     """A MobileNetV2 in numbers. A stage is a group of blocks of one width.
 
     Attributes:
@@ -42,11 +42,6 @@ class MobileNetV2Spec:
     def stem_reduction(self):
         """Stride of the stem."""
         return self.stem_strides
-
-    @property
-    def default_crop(self):
-        """Crop of the default preprocessing."""
-        return 0.875
 
 
 def round_channels(channels):

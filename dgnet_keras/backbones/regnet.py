@@ -5,12 +5,12 @@ import math
 
 import keras
 
-from dgnet_keras.backbones.base import Backbone, check_stages
+from dgnet_keras.backbones.base import Backbone, Spec, check_stages
 from dgnet_keras.layers.blocks import BottleneckBlock, ConvNormAct, check_divides, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
-class RegNetSpec:
+class RegNetSpec(Spec):
     """A RegNet in numbers.
 
     Attributes:
@@ -46,11 +46,6 @@ class RegNetSpec:
     def stem_reduction(self):
         """Stride of the stem."""
         return self.stem_strides
-
-    @property
-    def default_crop(self):
-        """Crop of the default preprocessing."""
-        return 0.875
 
 
 def generate(w0, wa, wm, group_width, depth, se_ratio=0.0):

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, check_stages
+from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, Spec, check_stages
 from dgnet_keras.layers.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -16,7 +16,7 @@ from dgnet_keras.layers.gate import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetSpec:
+class ResNetSpec(Spec):
     """A ResNet in numbers.
 
     Attributes:
@@ -52,6 +52,11 @@ class ResNetSpec:
     def default_crop(self):
         """Crop of the default preprocessing: CIFAR's images are used whole."""
         return 0.875 if self.stem == "imagenet" else 1.0
+
+    @property
+    def default_image_size(self):
+        """224 pixels, or 32 with the CIFAR stem."""
+        return 224 if self.stem == "imagenet" else 32
 
 
 def _cifar(num_blocks):

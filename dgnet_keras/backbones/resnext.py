@@ -4,12 +4,12 @@ import dataclasses
 
 import keras
 
-from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, check_stages
+from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, Spec, check_stages
 from dgnet_keras.layers.blocks import BottleneckBlock, check_positive, imagenet_stem
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNeXtSpec:
+class ResNeXtSpec(Spec):
     """A ResNeXt in numbers.
 
     Attributes:
@@ -52,11 +52,6 @@ class ResNeXtSpec:
     def stem_reduction(self):
         """Stride of the stem, pooling included."""
         return 2 * self.stem_strides
-
-    @property
-    def default_crop(self):
-        """Crop of the default preprocessing."""
-        return 0.875
 
 
 VARIANTS = {
