@@ -38,15 +38,20 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def wiring_parameters(model):
+    """Number of parameters of routers, gates and edge logits."""
+    from dgnet_keras.convert import is_wiring_weight
+
+    return sum(v.value.shape.num_elements() for v in model.weights if is_wiring_weight(v.path))
+
+
 def overhead(counted, model):
     """What the wiring of a dynamic model adds to its static twin.
 
     Returns:
         Dict: `parameters`, `router_macs`, `aggregation_macs`, each in % of the static twin.
     """
-    from dgnet_keras.convert import is_wiring_weight
-
-    wiring = sum(v.value.shape.num_elements() for v in model.weights if is_wiring_weight(v.path))
+    wiring = wiring_parameters(model)
     kinds = counted["by_kind"]
     static_macs = kinds["convolution"] + kinds["dense"]
     return {

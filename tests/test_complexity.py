@@ -1,6 +1,15 @@
+import json
+
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+from catalog import create, images
+from conftest import SHARED
 
 import dgnet_keras as dg
+
+STATIC = SHARED / "reference" / "static_models.json"
 
 
 def test_a_small_network_by_hand():
@@ -20,19 +29,6 @@ def test_a_small_network_by_hand():
     assert counted["parameters"] == stem + 2 * block + batch_norm + routers + 4 * 3 + 3
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "macs"),
-    [
-        ("resnet18", 11_689_512, 1_814_073_344),
-        ("resnet50", 25_557_032, 4_089_184_256),
-    ],
-)
-def test_static_networks_of_the_literature(name, parameters, macs):
-    counted = dg.count_macs(dg.create(name, wiring="chain"))
-    assert counted["parameters"] == parameters
-    assert counted["macs"] == pytest.approx(macs, rel=1e-3)
-
-
 def test_cifar_resnet20_has_the_known_number_of_parameters():
     model = dg.create("resnet20_cifar", num_classes=10, input_shape=(32, 32, 3), wiring="chain")
     assert dg.count_macs(model)["parameters"] == 272_474
@@ -42,3 +38,71 @@ def test_a_strided_network_counts_at_any_image_size():
     model = dg.create("resnet18", input_shape=(None, None, 3), wiring="chain")
     small, large = (dg.count_macs(model, image_size=s)["macs"] for s in ((224, 224), (448, 448)))
     assert large - 512_000 == 4 * (small - 512_000)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnext50_32x4d", "regnetx_002", "regnety_002", "mobilenetv2_035"]
+)
+def test_macs_are_half_of_what_the_tensorflow_profiler_counts(name):
+    model = dg.create(name, wiring="chain", input_shape=(64, 64, 3))
+    graph = tf.function(model).get_concrete_function(tf.zeros((1, 64, 64, 3))).graph
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(
+        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    )
+    options = options.with_accounted_types(["Conv2D", "DepthwiseConv2dNative", "MatMul"])
+    options = options.with_empty_output().build()
+    profile = tf.compat.v1.profiler.profile(graph, cmd="op", options=options)
+    wanted = {"Conv2D", "DepthwiseConv2dNative", "MatMul"}
+    flops = _flops(profile, wanted)
+    kinds = dg.count_macs(model)["by_kind"]
+    assert flops / 2 == kinds["convolution"] + kinds["dense"]
+
+
+def _flops(node, wanted):
+    own = node.float_ops if node.name in wanted else 0
+    return own + sum(_flops(child, wanted) for child in node.children)
+
+
+@pytest.mark.skipif(not STATIC.exists(), reason=f"needs the reference table: {STATIC} is not there")
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mobilenet_v2", "resnet", "resnext", "regnet"])
+def test_every_static_variant_equals_the_reference(family):
+    rows = json.loads(STATIC.read_text())["models"]
+    names = [name for name in dg.list_variants(family) if not name.endswith("_cifar")]
+    assert names
+    for name in names:
+        counted = dg.count_macs(dg.create(name, wiring="chain"))
+        macs = counted["by_kind"]["convolution"] + counted["by_kind"]["dense"]
+        assert counted["parameters"] == rows[name]["params"], name
+        assert macs == pytest.approx(rows[name]["conv_linear_macs_224"], rel=1e-3), name
+        keras.backend.clear_session()
+
+
+def test_each_image_has_its_own_count():
+    model = create("resnet_cifar_learned", input_shape=(16, 16, 3), depths=(3,), widths=(4,))
+    x = images(2)
+    logits = model.get_layer("stage1")._graph_weights["stage1"]
+    total = dg.count_macs(model)
+    block, edge, router = 16 * 16 * 2 * 9 * 4 * 4, 16 * 16 * 4, 0
+    logits.assign([3, 3, 3, 3, 3, 3])  # 0->1, 0->2, 0->3, 1->2, 1->3, 2->3: every edge open
+    counted = dg.count_macs(model, x)
+    assert counted["macs"] == total["macs"]
+    np.testing.assert_array_equal(counted["per_instance"]["macs"], [total["macs"]] * 2)
+    logits.assign([-9, 3, 3, 3, 3, 3])  # node 1 is off, and with it both of its edges
+    counted = dg.count_macs(model, x)["per_instance"]
+    np.testing.assert_array_equal(counted["macs"], [total["macs"] - block - 3 * edge - router] * 2)
+    np.testing.assert_array_equal(counted["open_edges"]["stage1"].sum(axis=(1, 2)), [3, 3])
+
+
+def test_a_node_that_is_off_saves_its_router_too():
+    model = create("resnet_cifar_split", input_shape=(16, 16, 3), depths=(3,), widths=(4,))
+    routers = model.get_layer("stage1")._routers
+    routers["0"].bias.assign([-9, 3, 3])
+    block, edge, router = 16 * 16 * 2 * 9 * 4 * 4, 16 * 16 * 4, 2 * 4
+    counted = dg.count_macs(model, images(1))
+    assert counted["per_instance"]["macs"] == counted["macs"] - block - 3 * edge - router
+
+
+def test_images_and_an_image_size_are_not_both_taken():
+    with pytest.raises(ValueError, match="not both"):
+        dg.count_macs(create("resnet_basic"), images(), image_size=(16, 16))
