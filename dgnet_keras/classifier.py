@@ -76,13 +76,20 @@ class Classifier(GraphModel):
             "num_classes": self.num_classes,
             "dropout": self.dropout,
             "name": self.name,
+            "frozen": self.frozen_layers(),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Rebuilds the classifier with its backbone."""
-        backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects)
-        return cls(**{**config, "backbone": backbone})
+        config = dict(config)
+        frozen = config.pop("frozen")
+        config["backbone"] = keras.saving.deserialize_keras_object(
+            config["backbone"], custom_objects
+        )
+        classifier = cls(**config)
+        classifier.freeze_layers(frozen)
+        return classifier
 
 
 def list_variants(family=None):

@@ -50,9 +50,25 @@ def copy_weights(source, target):
         List of the paths copied.
 
     Raises:
-        ValueError: if a weight outside the wiring is missing on either side, or shapes differ.
+        ValueError: if a weight outside the wiring is missing on either side, shapes differ, two
+            weights of a model have the same path, or routers would be used at another
+            `edge_scale` than they were trained at.
     """
-    return assign_weights(target, {v.path: v for v in source.weights}, f"model {source.name!r}")
+    values = {v.path: v for v in source.weights}
+    if len(values) < len(source.weights):
+        raise ValueError(f"Weights of the model {source.name!r} share their paths.")
+    scales = [_edge_scale(model) for model in (source, target)]
+    routed = any(is_wiring_weight(v.path) and v.path in values for v in target.weights)
+    if routed and scales[0] != scales[1]:
+        raise ValueError(
+            "Routers and edge logits mean something else at another `edge_scale`. Received: "
+            f"edge_scale={scales[0]} in the source, {scales[1]} in the target"
+        )
+    return assign_weights(target, values, f"model {source.name!r}")
+
+
+def _edge_scale(model):
+    return next((layer.edge_scale for layer in model.layers if hasattr(layer, "edge_scale")), None)
 
 
 def assign_weights(model, values, source, *, keep=()):
@@ -71,6 +87,8 @@ def assign_weights(model, values, source, *, keep=()):
         ValueError: as `copy_weights`.
     """
     wanted = {v.path: tuple(v.shape) for v in model.weights}
+    if len(wanted) < len(model.weights):
+        raise ValueError(f"Weights of the model {model.name!r} share their paths.")
     received = {path: tuple(value.shape) for path, value in values.items()}
     _check_fit(model, wanted, received, source, lambda p: p in keep or is_wiring_weight(p))
     variables = {v.path: v for v in model.weights if v.path in values}

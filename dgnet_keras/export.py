@@ -31,7 +31,7 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
         directory: the model's folder; versions are its sub-folders.
         version: positive int. The folder of the version appears whole or not at all.
         labels: names of the classes, in order; None means "0", "1", ...
-        image_size: (height, width) in pixels that the model computes at; None means
+        image_size: (height, width) or an int, in pixels, that the model computes at; None means
             `model.preprocessing.image_size`.
 
     Returns:
@@ -43,7 +43,8 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
     """
     preprocessing = _check(model, version, labels, image_size)
     target = pathlib.Path(directory) / str(version)
-    labels = labels or [str(i) for i in range(model.num_classes)]
+    labels = range(model.num_classes) if labels is None else labels
+    labels = [str(label) for label in labels]
     with _atomic_directory(target) as scratch:
         module = _ServingModule(model, preprocessing, labels)
         tf.saved_model.save(

@@ -20,7 +20,7 @@ class Preprocessing:
     less `mean`, over `std`.
 
     Attributes:
-        image_size: (height, width) in pixels that the model is given.
+        image_size: (height, width) in pixels that the model is given; an int means a square.
         crop: in (0, 1]; the share of the resized image's shorter side that is kept.
         mean: per channel, of pixels in [0, 1]; one value serves every channel.
         std: per channel, likewise.
@@ -35,12 +35,20 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
+        if isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", (self.image_size,) * 2)
         for name in ("image_size", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.image_size) != 2 or not all(int(s) == s and s > 0 for s in self.image_size):
+        sizes_ok = all(isinstance(s, int) and s > 0 for s in self.image_size)
+        if len(self.image_size) != 2 or not sizes_ok:
             raise ValueError(
                 "`image_size` must be (height, width), positive integers. "
                 f"Received: {self.image_size}"
+            )
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                "`mean` and `std` must have the same length. "
+                f"Received: mean={self.mean}, std={self.std}"
             )
         if not 0 < self.crop <= 1:
             raise ValueError(f"`crop` must be in (0, 1]. Received: {self.crop}")
@@ -74,7 +82,14 @@ class Preprocessing:
         target = tf.constant(self.image_size, tf.float32)
         size = tf.cast(tf.shape(images)[-3:-1], tf.float32)
         scale = tf.reduce_max(target / size) / self.crop
-        resized = tf.maximum(tf.cast(tf.round(size * scale), tf.int32), self.image_size)
+        # Of a very long image only the middle is resized: the rest would be cut off anyway, and a
+        # strip of pixels would become gigabytes.
+        whole = tf.shape(images)[-3:-1]
+        kept = tf.minimum(whole, tf.cast(tf.math.ceil(8 * target / scale), tf.int32) + 2)
+        y, x = tf.unstack((whole - kept) // 2)
+        images = images[..., y : y + kept[0], x : x + kept[1], :]
+        resized = tf.round(tf.cast(kept, tf.float32) * scale)
+        resized = tf.maximum(tf.cast(resized, tf.int32), self.image_size)
         images = tf.image.resize(images, resized, antialias=True)
         return tf.image.resize_with_crop_or_pad(images, *self.image_size)
 

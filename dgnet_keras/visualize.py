@@ -12,7 +12,7 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1), see
             `dgnet_keras.adjacency`.
-        labels: class index of each image, int (images,).
+        labels: class index of each image, int (images,) or (images, 1).
         class_names: names of the classes by index; None means the indices.
         max_classes: only the first so many classes that occur are drawn.
 
@@ -24,7 +24,7 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
     """
     from matplotlib.figure import Figure
 
-    labels = np.asarray(labels)
+    labels = np.asarray(labels).reshape(-1)
     if not adjacency:
         raise ValueError("There is no adjacency to draw: the model has no stage with edges.")
     for name, matrix in adjacency.items():

@@ -33,6 +33,24 @@ def test_keras_file_round_trip(model, tmp_path):
     same_outputs(model, loaded, images())
 
 
+def test_a_saved_model_goes_on_training(row, tmp_path):
+    model = create(row, input_shape=(16, 16, 3))
+    model.get_layer("stem").trainable = False
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    labels = np.arange(4) % 3
+    model.fit(images(), labels, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert [v.path for v in loaded.trainable_variables] == [
+        v.path for v in model.trainable_variables
+    ]
+    assert loaded.evaluate(images(), labels, verbose=0) == model.evaluate(
+        images(), labels, verbose=0
+    )
+    for ours, theirs in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_weights_file_round_trip(row, model, tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     loaded = create(row, seed=7, weights=tmp_path / "model.weights.h5")

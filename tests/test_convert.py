@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from catalog import create, images, randomize
@@ -27,6 +28,22 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(change):
     with pytest.raises(ValueError, match=r"left as it was.*\n.*(expected|only in)"):
         dg.copy_weights(source, target)
     assert unchanged(target, before)
+
+
+def test_routers_do_not_move_to_another_edge_scale():
+    source, target = create(ROW, init="static"), create(ROW)
+    with pytest.raises(ValueError, match=r"edge_scale=2.0 in the source, 1.0 in the target"):
+        dg.copy_weights(source, target)
+    dg.copy_weights(create(ROW, wiring="chain"), target)
+
+
+def test_models_whose_weights_share_paths_are_refused():
+    inputs = keras.Input((16, 16, 3))
+    config = create(ROW, num_classes=None).get_config()
+    towers = [dg.DGResNet.from_config({**config, "name": name}) for name in ("left", "right")]
+    both = keras.Model(inputs, [tower(inputs) for tower in towers])
+    with pytest.raises(ValueError, match="share their paths"):
+        dg.copy_weights(both, both)
 
 
 def test_a_weights_file_of_another_model_changes_nothing(tmp_path):

@@ -75,6 +75,13 @@ assert not [m for m in sys.modules if m.startswith(("keras.", "tf_keras."))]
     assert "custom gradient" not in done.stderr
 
 
+def test_labels_are_text_whatever_they_were(model, tmp_path):
+    exported = dg.export_saved_model(model, tmp_path, labels=np.array([7, 8, 9]))
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    labels = served(tf.zeros((1, 16, 16, 3), tf.uint8))["top_labels"].numpy()
+    assert sorted(labels[0]) == [b"7", b"8", b"9"]
+
+
 def test_an_existing_version_is_refused_and_left_alone(model, export):
     before = (export / "saved_model.pb").read_bytes()
     with pytest.raises(FileExistsError, match="Version 1 exists"):

@@ -27,6 +27,12 @@ def test_the_centre_of_an_image_of_any_shape_is_kept(shape):
     assert np.ptp(found[16]) == pytest.approx(255 * share, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (3, 30_000)])
+def test_a_strip_of_pixels_stays_small(shape):
+    found = dg.Preprocessing().resize_and_crop(np.full((*shape, 3), 9, "uint8"))
+    np.testing.assert_allclose(found, np.full((224, 224, 3), 9), atol=1e-3)
+
+
 def test_denormalize_is_the_inverse(rng):
     images = rng.integers(0, 256, (2, 8, 8, 3), "uint8")
     preprocessing = dg.Preprocessing((8, 8), 1.0)
@@ -43,6 +49,8 @@ def test_a_config_recreates_it():
     [
         ({"image_size": (0, 8)}, r"image_size.*\(0, 8\)"),
         ({"crop": 0}, "crop.*0"),
+        ({"image_size": (16.0, 16.0)}, "image_size.*16.0"),
+        ({"mean": (0.5,)}, "same length"),
         ({"std": (0.0,)}, "std.*0.0"),
     ],
 )

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import math
 
 from dgnet_keras.backbones.base import closest
+from dgnet_keras.layers.gate import check_choice
 
 FORMAT = 1
+DTYPES = ("float32", "mixed_bfloat16")
+OPTIONAL = {"edge_scale": float, "max_nodes": int}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Recipe:
         learn_threshold: see `dgnet_keras.create`.
         max_nodes: see `dgnet_keras.create`.
         model_overrides: fields of the family's Spec.
-        dtype: Keras dtype policy, such as `"float32"` or `"mixed_bfloat16"`.
+        dtype: Keras dtype policy, `"float32"` or `"mixed_bfloat16"`.
         learning_rate: peak, for the whole batch.
         warmup_epochs: linear rise from 0, before the cosine decay to 0.
         momentum: Nesterov momentum of SGD.
@@ -72,14 +76,22 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        check_choice("dtype", self.dtype, DTYPES)
         for name in ("epochs", "batch_size", "steps_per_loop", "checkpoint_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"`label_smoothing` must be in [0, 1). Received: {self.label_smoothing}"
-            )
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive. Received: {getattr(self, name)}")
+        for name, low, high in (
+            ("learning_rate", 0, math.inf),
+            ("warmup_epochs", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("random_shift", 0, math.inf),
+            ("momentum", 0, 1),
+            ("label_smoothing", 0, 1),
+        ):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(
+                    f"`{name}` must be in [{low}, {high}). Received: {getattr(self, name)}"
+                )
 
     def to_json(self):
         """The recipe as indented JSON, with a format number."""
@@ -145,14 +157,21 @@ def _apply(recipe, item):
             f"Unknown key {key!r}.{closest(key, fields)} Keys of a recipe: {', '.join(fields)}"
         )
     if entry:
+        if not isinstance(getattr(recipe, key), dict):
+            raise ValueError(f"`{key}` has no entries to set. Received: {item!r}")
         value = {**getattr(recipe, key), entry: value}
-    default = getattr(recipe, key)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    return dataclasses.replace(recipe, **{key: _checked(key, value, getattr(recipe, key))})
+
+
+def _checked(key, value, default):
+    """The value as the type that the key has; `ValueError` if it is of another."""
+    if value is None and key in OPTIONAL:
+        return None
+    kind = OPTIONAL.get(key, list if isinstance(default, tuple) else type(default))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    comparable = default is not None and not isinstance(default, tuple) and value is not None
-    if comparable and type(value) is not type(default):
+    if type(value) is not kind:
         raise ValueError(
-            f"`{key}` must be of type {type(default).__name__}, as in {default!r}. "
-            f"Received: {value!r}"
+            f"`{key}` must be of type {kind.__name__}, as in {default!r}. Received: {value!r}"
         )
-    return dataclasses.replace(recipe, **{key: value})
+    return value

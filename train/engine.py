@@ -5,7 +5,9 @@ not under every strategy (Keras issue 20585).
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
 import time
 
@@ -53,6 +55,13 @@ def is_chief(strategy):
     return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
+def write_atomically(path, text):
+    """Writes a text file that appears whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
 def own_folder(workdir, strategy):
     """The workdir, or for a worker that is not the chief, which must write too, a folder in it."""
     if is_chief(strategy):
@@ -62,6 +71,15 @@ def own_folder(workdir, strategy):
 
 def create_model(recipe, num_classes):
     """The recipe's classifier."""
+    fields = {
+        field.name for field in dataclasses.fields(dg.classifier.family_of(recipe.model).spec_class)
+    }
+    unknown = sorted(set(recipe.model_overrides) - fields)
+    if unknown:
+        raise ValueError(
+            f"`model_overrides` sets fields of {recipe.model}'s Spec: {', '.join(sorted(fields))}. "
+            f"Received: {unknown}"
+        )
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.dtype)
     try:
@@ -152,8 +170,19 @@ class Task(orbit.StandardTrainer, orbit.StandardEvaluator):
         return _sums(losses, logits, batch)
 
     def train_loop_end(self):
-        """Means over the loop's examples."""
-        return {**self._means(), "learning_rate": self.optimizer.learning_rate}
+        """Means over the loop's examples.
+
+        Raises:
+            ValueError: if none of the loop's images could be decoded.
+            FloatingPointError: if the loss is not finite.
+        """
+        means = self._means("training")
+        if not np.isfinite(means["loss"].numpy()):
+            raise FloatingPointError(
+                f"The loss is {means['loss'].numpy()} at step {int(self.optimizer.iterations)}: "
+                "training has diverged. Try a lower learning_rate or a longer warm-up."
+            )
+        return {**means, "learning_rate": self.optimizer.learning_rate}
 
     def eval_begin(self):
         """Forgets the sums of the loop before."""
@@ -170,7 +199,7 @@ class Task(orbit.StandardTrainer, orbit.StandardEvaluator):
 
     def eval_end(self):
         """Means over the test split."""
-        return {**self._means(), "examples": self.sums["weight"].read_value()}
+        return {**self._means("test"), "examples": self.sums["weight"].read_value()}
 
     def _reset(self):
         for total in self.sums.values():
@@ -181,8 +210,10 @@ class Task(orbit.StandardTrainer, orbit.StandardEvaluator):
             reduced = self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
             self.sums[name].assign_add(reduced)
 
-    def _means(self):
-        weight = tf.maximum(self.sums["weight"], 1.0)
+    def _means(self, split):
+        weight = self.sums["weight"].read_value()
+        if not weight.numpy():
+            raise ValueError(f"None of these {split} images could be decoded.")
         return {
             "loss": self.sums["loss"] / weight,
             "accuracy": self.sums["correct"] / weight,
@@ -218,6 +249,17 @@ class Run:
                 "`batch_size` must be a multiple of the number of replicas. Received: "
                 f"batch_size={recipe.batch_size}, {replicas} replicas"
             )
+        received = data.train.images
+        if received is not None and received.shape[-1] != recipe.input_shape[-1]:
+            raise ValueError(
+                f"`input_shape` must have the images' {received.shape[-1]} channels. "
+                f"Received: input_shape={recipe.input_shape}"
+            )
+        if received is None and recipe.input_shape[-1] not in (1, 3):
+            raise ValueError(
+                "Image files are read with 1 or 3 channels. Received: "
+                f"input_shape={recipe.input_shape}"
+            )
         self.recipe = recipe
         self.data = data
         self.strategy = strategy
@@ -239,6 +281,9 @@ class Run:
             on_loop: called with the step after every `recipe.steps_per_loop` steps.
         """
         own = own_folder(workdir, self.strategy)
+        self._skipped_file = own / "skipped_images.json"
+        if self._skipped_file.exists():
+            self.skipped.names |= set(json.loads(self._skipped_file.read_text()))
         checkpoint = tf.train.Checkpoint(
             model=by_path(self.model.weights),
             optimizer=by_path(self.optimizer.variables),
@@ -284,7 +329,9 @@ class Run:
             self.train_seconds.assign_add(time.monotonic() - start)
             if epoch % self.recipe.checkpoint_epochs == 0 or self.step == self.total_steps:
                 self.manager.save(checkpoint_number=self.step)
-            yield {"epoch": epoch, **self.evaluate()}
+            metrics = self.evaluate()
+            write_atomically(self._skipped_file, json.dumps(sorted(self.skipped.names)) + "\n")
+            yield {"epoch": epoch, **metrics}
 
     def evaluate(self):
         """Loss, accuracy and number of examples of the test split, as floats."""

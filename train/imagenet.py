@@ -52,7 +52,7 @@ def main(argv=None):
         from train.runner import train
 
         train(recipe, args.workdir, data_dir=args.data_dir, strategy=args.strategy)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"train.imagenet: {error}")
 
 

@@ -2,11 +2,14 @@
 
 Every example has a fixed place in the stream: the order of an epoch and an image's augmentation
 depend on (seed, epoch, index) alone, so that a run resumes at any step with the same batches.
-An image that cannot be decoded keeps its place with weight 0; it is named and counted.
+An image that cannot be decoded keeps its place with weight 0 (another image of the batch is shown
+to batch normalisation); it is named and counted.
 """
 
 import dataclasses
+import os
 import pathlib
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -124,13 +127,18 @@ def _read_split(folder, class_names):
     for label, name in enumerate(class_names):
         if not (folder / name).is_dir():
             continue
-        found = [p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+        with os.scandir(folder / name) as entries:
+            found = [
+                entry.path
+                for entry in entries
+                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir()
+            ]
         if not found:
             raise ValueError(
                 f"The class folder {folder / name} has no images. Expected files that end in "
                 f"{', '.join(IMAGE_SUFFIXES)}"
             )
-        paths += sorted(map(str, found))
+        paths += sorted(found)
         labels += [label] * len(found)
     return Split(np.array(labels, "int64"), paths=np.array(paths))
 
@@ -145,11 +153,11 @@ class SkippedImages:
         return len(self.names)
 
     def __call__(self, path):
-        """Records `path`, a bytes string; prints a name the first time it is met."""
+        """Records `path`, a bytes string; says its name the first time that it is met."""
         name = path.decode()
         if name not in self.names:
             self.names.add(name)
-            print(f"Skipped: {name} cannot be decoded")
+            print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
         return np.int64(len(self.names))
 
 
@@ -261,9 +269,19 @@ def _batches(stream, example, preprocessing, batch_size, context):
     options.deterministic = True
     examples = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     batches = examples.batch(batch_size, drop_remainder=True).map(
-        lambda batch: {**batch, "image": preprocessing.normalize(batch["image"])}
+        lambda batch: {**batch, "image": preprocessing.normalize(_substitute(batch))}
     )
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _substitute(batch):
+    """The images, one that could not be decoded replaced by the first that could.
+
+    Its weight in the loss stays 0; batch normalisation sees a real image in its place.
+    """
+    weight = batch["weight"]
+    first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
+    return tf.gather(batch["image"], tf.where(weight > 0, tf.range(tf.size(weight)), first))
 
 
 def _reader(split, preprocessing, skipped):
@@ -289,15 +307,14 @@ def _read_file(path, preprocessing, channels, skipped):
     """The resized image and weight 1; zeros and weight 0 where it cannot be decoded."""
     shape = (*preprocessing.image_size, channels)
 
-    def decode(encoded):
-        image = tf.io.decode_image(encoded, channels, expand_animations=False)
+    def decode(path):
+        image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
         image.set_shape((None, None, channels))
         return preprocessing.resize_and_crop(image), 1.0
 
     # A data set of one element is the only place where TensorFlow lets a graph go on after an
     # operation failed.
-    encoded = tf.data.Dataset.from_tensors(tf.io.read_file(path))
-    decoded = encoded.map(decode).ignore_errors()
+    decoded = tf.data.Dataset.from_tensors(path).map(decode).ignore_errors()
     substitute = tf.data.Dataset.from_tensors((tf.zeros(shape), 0.0))
     image, weight = decoded.concatenate(substitute).take(1).get_single_element()
 

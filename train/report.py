@@ -13,17 +13,10 @@ from rich.table import Table
 import dgnet_keras as dg
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train import input_pipeline
-from train.engine import weights_sha256
+from train.engine import weights_sha256, write_atomically
 
 NUM_SAMPLES = 5
 MAX_FIGURE_IMAGES = 1000
-
-
-def write_atomically(path, text):
-    """Writes a text file that appears whole or not at all."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
-    os.replace(scratch, path)
 
 
 def write_results(run, workdir, metrics):
@@ -34,6 +27,7 @@ def write_results(run, workdir, metrics):
         dg.export_saved_model(model, workdir / "export", labels=list(run.data.class_names))
     if model.adjacency_outputs:
         plot_test_adjacency(run, workdir / "adjacency.png")
+    counted = dg.count_macs(model)
     results = {
         "test_accuracy": metrics["accuracy"],
         "test_loss": metrics["loss"],
@@ -41,8 +35,8 @@ def write_results(run, workdir, metrics):
         "skipped_images": sorted(run.skipped.names),
         "steps": run.step,
         "epochs": run.recipe.epochs,
-        "parameters": model.count_params(),
-        "macs": dg.count_macs(model)["macs"],
+        "parameters": counted["parameters"],
+        "macs": counted["macs"],
         "seconds": round(float(run.train_seconds.numpy()), 1),
         "weights_sha256": weights_sha256(model),
     }
@@ -82,6 +76,8 @@ def predict_samples(run, workdir):
         List of dicts: `file`, `true`, `label` (predicted), `probability`.
     """
     split = run.data.test
+    if split.paths is not None:
+        split = split.take(~np.isin(split.paths, list(run.skipped.names)))
     chosen = np.linspace(0, len(split) - 1, min(len(split), NUM_SAMPLES)).astype(int)
     names = [run.data.class_names[label] for label in split.labels[chosen]]
     folder = workdir / "samples"

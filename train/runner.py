@@ -33,7 +33,15 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     # Bound to the terminal now: Orbit's output is redirected below. Only the chief speaks.
     console = Console(file=sys.stdout, quiet=not engine.is_chief(strategy))
     data = input_pipeline.load_data(recipe.dataset, data_dir)
-    check_workdir(recipe, workdir)
+    config = {
+        **json.loads(recipe.to_json()),
+        "data": {
+            "class_names": list(data.class_names),
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        },
+    }
+    check_workdir(config, workdir)
     if (workdir / "results.json").exists():
         results = json.loads((workdir / "results.json").read_text())
         console.print(report.results_table(results, workdir))
@@ -43,7 +51,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     own = engine.own_folder(workdir, strategy)
     own.mkdir(parents=True, exist_ok=True)
     if engine.is_chief(strategy):
-        report.write_atomically(workdir / "config.json", recipe.to_json())
+        engine.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     with engine.orbit_log(own / "train.log"), epoch_progress(console) as on_loop:
         run.open(workdir, on_loop)
         on_loop(run.step, run.total_steps)
@@ -62,16 +70,19 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     return results
 
 
-def check_workdir(recipe, workdir):
-    """Makes sure that the workdir is new or holds a run of this recipe.
+def check_workdir(config, workdir):
+    """Makes sure that the workdir is new or holds a run of this recipe on this data.
 
     Raises:
-        ValueError: if it holds a run of another recipe; the message names the keys that differ.
+        ValueError: if it holds another run (the message names the keys that differ), or its name
+            has a character that TensorFlow takes for a pattern when it looks for checkpoints.
     """
+    if set("*?[]") & set(str(workdir.absolute())):
+        raise ValueError(f"--workdir must not contain any of * ? [ ]. Received: {workdir}")
     path = workdir / "config.json"
     if not path.exists():
         return
-    there, here = json.loads(path.read_text()), json.loads(recipe.to_json())
+    there, here = json.loads(path.read_text()), config
     differences = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in sorted({*there, *here})
@@ -79,8 +90,8 @@ def check_workdir(recipe, workdir):
     ]
     if differences:
         raise ValueError(
-            f"{workdir} holds a run of another recipe; choose another --workdir, or the same "
-            f"settings. They differ in {'; '.join(differences)}"
+            f"{workdir} holds a run of another recipe or other data; choose another --workdir, or "
+            f"the same settings. They differ in {'; '.join(differences)}"
         )
 
 

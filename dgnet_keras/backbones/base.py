@@ -66,6 +66,11 @@ def check_stages(spec, *names):
         ValueError: if they are not, or differ in length.
     """
     for name in names:
+        if not isinstance(getattr(spec, name), list | tuple):
+            raise ValueError(
+                f"`{name}` must be a sequence with one entry a stage. "
+                f"Received: {getattr(spec, name)!r}"
+            )
         object.__setattr__(spec, name, tuple(getattr(spec, name)))
         for value in getattr(spec, name):
             check_positive(**{name: value})
@@ -110,6 +115,21 @@ class GraphModel(keras.Model):
             accelerators += tf.config.list_logical_devices("TPU")
             jit_compile = "auto" if accelerators else False
         super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles as a saved model was, with the optimizer ready for its saved state."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def frozen_layers(self):
+        """Paths of the layers whose `trainable` is False, sub-layers included."""
+        return [layer.path for layer in self._flatten_layers() if not layer.trainable]
+
+    def freeze_layers(self, paths):
+        """Sets `trainable` to False for the layers at `paths`."""
+        for layer in self._flatten_layers():
+            if layer.path in paths:
+                layer.trainable = False
 
 
 class Backbone(GraphModel):
@@ -191,7 +211,8 @@ class Backbone(GraphModel):
                 outputs = stage(x)
                 x = outputs["features"]
                 stride *= blocks[0].strides
-                pyramid[f"P{stride.bit_length() - 1}"] = x
+                if stride.bit_count() == 1:  # other strides have no level
+                    pyramid[f"P{stride.bit_length() - 1}"] = x
                 adjacency.update(outputs["adjacency"])
             outputs = self.head(spec, x)
         super().__init__(inputs=inputs, outputs=outputs, name=name or self.family)
@@ -250,16 +271,20 @@ class Backbone(GraphModel):
             **self._options,
             "preprocessing": self.preprocessing.to_config(),
             "name": self.name,
+            "frozen": self.frozen_layers(),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Rebuilds the backbone."""
         config = dict(config)
+        frozen = config.pop("frozen")
         config["spec"] = cls.spec_class(**config["spec"])
         config["preprocessing"] = Preprocessing(**config["preprocessing"])
         config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
-        return cls(**config)
+        backbone = cls(**config)
+        backbone.freeze_layers(frozen)
+        return backbone
 
 
 def adjacency(model, images, *, batch_size=32):

@@ -263,8 +263,10 @@ class GraphStage(keras.layers.Layer):
             edge_scale = 2.0 if init == "static" else 1.0
         check_threshold(threshold, edge_scale)
         _check_init(init, threshold, edge_scale)
-        if max_nodes is not None and max_nodes < 2:
-            raise ValueError(f"`max_nodes` must be at least 2, or None. Received: {max_nodes}")
+        if max_nodes is not None and (not isinstance(max_nodes, int) or max_nodes < 2):
+            raise ValueError(
+                f"`max_nodes` must be an integer of at least 2, or None. Received: {max_nodes!r}"
+            )
         self.blocks = list(blocks)
         names = [block.name for block in self.blocks]
         if not names or len(set(names)) < len(names):
@@ -393,7 +395,7 @@ class GraphStage(keras.layers.Layer):
             else:
                 features = _run_graph(blocks, features, edges)
             adjacency[graph.key] = edges.adjacency()
-        return {"features": features, "adjacency": adjacency}
+        return {"features": tf.cast(features, self.compute_dtype), "adjacency": adjacency}
 
     def _make_edges(self, graph, batch_size):
         dtype = gate_dtype(self.compute_dtype)

@@ -131,6 +131,26 @@ def test_a_folder_without_splits_has_a_fifth_held_out(tmp_path):
     assert not set(data.train.paths) & set(data.test.paths)
 
 
+def test_batch_normalisation_sees_a_real_image_in_place_of_a_broken_one(image_folder):
+    (image_folder / "test" / "cat" / "1.jpg").write_bytes(b"")
+    data = input_pipeline.load_data("folder", image_folder)
+    seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3))
+    np.testing.assert_array_equal(seen["image"][1], seen["image"][0])
+    assert seen["weight"][1] == 0
+
+
+def test_odd_entries_of_a_class_folder(image_folder):
+    folder = image_folder / "test" / "cat"
+    (folder / "folder.jpg").mkdir()
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "gone.JPG").symlink_to(folder / "nowhere.jpg")
+    data = input_pipeline.load_data("folder", image_folder)
+    skipped = input_pipeline.SkippedImages()
+    seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 7, skipped=skipped))
+    assert seen["weight"].sum() == 6
+    assert skipped.names == {str(folder / "gone.JPG")}
+
+
 @pytest.mark.parametrize("broken", ["truncated", "empty", "text"])
 def test_a_broken_image_is_named_skipped_and_counted(image_folder, broken, capfd):
     path = image_folder / "test" / "cat" / "1.jpg"
@@ -142,7 +162,7 @@ def test_a_broken_image_is_named_skipped_and_counted(image_folder, broken, capfd
         seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3, skipped=skipped))
     assert seen["weight"].tolist() == [1, 0, 1, 1, 1, 1]
     assert skipped.names == {str(path)}
-    assert capfd.readouterr().out.count(f"Skipped: {path} cannot be decoded") == 1
+    assert capfd.readouterr().err.count(f"Skipped: {path} cannot be decoded") == 1
 
 
 def test_odd_but_whole_images_are_read(image_folder):

@@ -64,8 +64,47 @@ def test_the_same_command_again_reports_the_finished_run(finished, capsys):
     assert "test_accuracy" in capsys.readouterr().out
 
 
+def test_other_data_in_the_same_workdir_is_refused(finished, monkeypatch):
+    recipe, workdir, _ = finished
+    data = input_pipeline.load_data("digits")
+    fewer = dataclasses.replace(data, test=data.test.take(np.arange(100)))
+    monkeypatch.setattr(input_pipeline, "load_data", lambda *_: fewer)
+    with pytest.raises(ValueError, match=r"other data.*'test_images': 360.*'test_images': 100"):
+        runner.train(recipe, workdir)
+
+
+@pytest.mark.parametrize("bad", ["train", "test"])
+def test_a_run_without_a_decodable_image_says_so(tmp_path, bad, capfd):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(4):
+                png = tf.io.encode_png(np.full((8, 8, 3), 9 * i, "uint8")).numpy()
+                content = b"broken" if part == bad else png
+                (tmp_path / "data" / part / name / f"{i}.png").write_bytes(content)
+    options = [*TINY, "dataset=folder", "batch_size=4", "epochs=1"]
+    arguments = ["--config", "digits_resnet20", "--data-dir", str(tmp_path / "data")]
+    for item in options:
+        arguments += ["--set", item]
+    with pytest.raises(SystemExit, match=rf"None of these {bad}\w* images could be decoded"):
+        main([*arguments, "--workdir", str(tmp_path / "run")])
+    assert "Skipped" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_run_that_diverges_stops_and_says_so(tmp_path):
+    arguments = ["--config", "digits_resnet20", "--set", "learning_rate=1e30"]
+    for item in TINY:
+        arguments += ["--set", item]
+    with pytest.raises(SystemExit, match=r"loss is \w+ at step \d+: training has diverged"):
+        main([*arguments, "--workdir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_another_recipe_in_the_same_workdir_is_refused(finished):
     recipe, workdir, _ = finished
+    with pytest.raises(ValueError, match=r"\* \? \[ \]"):
+        runner.train(recipe, workdir / "a[1]")
     other = dataclasses.replace(recipe, wiring="chain")
     with pytest.raises(ValueError, match=r"another recipe.*wiring: 'dynamic' there, 'chain' here"):
         runner.train(other, workdir)
@@ -133,6 +172,9 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
         (["--config", "digits_resnet20", "--strategy", "multi_worker"], "TF_CONFIG"),
         (["--config", "digits_resnet20", "--set", "wiring=ring"], "wiring.*'ring'"),
         (["--config", "digits_resnet20", "--set", "model=resnet5"], "Unknown variant 'resnet5'"),
+        (["--config", "digits_resnet20", "--set", "input_shape=[8,8,1]"], "3 channels"),
+        (["--config", "digits_resnet20", "--set", "model_overrides.depths=2"], "depths.*2"),
+        (["--config", "digits_resnet20", "--set", "model_overrides.num_classes=5"], "num_classes"),
     ]:
         with pytest.raises(SystemExit, match=message):
             main([*arguments, "--workdir", workdir])
