@@ -156,7 +156,8 @@ def create(
         learn_threshold: whether each node's threshold is trained (surrogate gate only).
         max_nodes: bounds the blocks of one graph; None does not split stages.
         seed: of the initial weights and of random wiring.
-        weights: path of a `.weights.h5` or timm `.safetensors` file, see `convert.load_weights`.
+        weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, or None; see
+            `convert.load_weights`.
         **overrides: fields of the family's Spec, such as `depths`, `widths`, `stem_strides`.
 
     Returns:

@@ -1,6 +1,7 @@
 """Moving weights: between wirings, and from files, all or nothing.
 
-Only formats that hold arrays and nothing else are read: `.weights.h5` and `.safetensors`.
+Only arrays are read, from `.weights.h5`, `.safetensors` and the weights inside `.keras`: no
+pickles, nothing that runs code.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import os
 import re
 import tempfile
 import warnings
+import zipfile
 
 import h5py
 import numpy as np
@@ -106,8 +108,8 @@ def load_weights(model, path):
 
     Args:
         model: a model of this package.
-        path: a file of `model.save_weights` (`.weights.h5`), or a `.safetensors` file with
-            timm's names (see `load_timm`).
+        path: a file of `model.save_weights` (`.weights.h5`) or `model.save` (`.keras`), or a
+            `.safetensors` file with timm's names (see `load_timm`).
 
     Returns:
         List of the paths of the weights loaded.
@@ -118,23 +120,35 @@ def load_weights(model, path):
             lists names and shapes, and the model is as it was.
     """
     path = os.fspath(path)
-    if not path.endswith((".weights.h5", ".safetensors")):
+    readers = {".weights.h5": _load_h5, ".keras": _load_keras, ".safetensors": load_timm}
+    read = next((readers[suffix] for suffix in readers if path.endswith(suffix)), None)
+    if read is None:
         raise ValueError(
-            f"`weights` must be a file that ends in .weights.h5 or .safetensors. Received: {path}"
+            f"A weights file must end in one of {', '.join(readers)}. Received: {path}"
         )
     if not os.path.exists(path):
         raise FileNotFoundError(f"No weights file at {path}")
-    return load_timm(model, path) if path.endswith(".safetensors") else _load_h5(model, path)
+    return read(model, path)
 
 
-def _load_h5(model, path):
-    """Loads a file of `model.save_weights`."""
+def _load_keras(model, path):
+    """Loads the arrays of a file of `model.save`; nothing of its configuration is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        with _reading(path, "Keras"), zipfile.ZipFile(path) as archive:
+            inner = archive.extract("model.weights.h5", folder)
+        return _load_h5(model, inner, name=path)
+
+
+def _load_h5(model, path, name=None):
+    """Loads a file of `model.save_weights`; `name` is what errors call it."""
+    name = name or path
     names = _h5_names(model)
-    with _reading(path, "HDF5"), h5py.File(path) as file:
-        stored = _h5_arrays(file)
+    with _reading(name, "HDF5"), h5py.File(path) as file:
+        # A compiled model's file also holds its optimizer.
+        stored = {k: v for k, v in _h5_arrays(file).items() if k.startswith("layers/")}
     values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
-    return _assign_with_head(model, values, path, classes)
+    return _assign_with_head(model, values, name, classes)
 
 
 def _is_extra(name):

@@ -59,9 +59,13 @@ def test_a_weights_file_of_another_model_changes_nothing(tmp_path):
 def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.weights\.h5"):
         create(ROW, weights=tmp_path / "nowhere.weights.h5")
-    with pytest.raises(ValueError, match=r"weights\.h5 or \.safetensors.*model\.pkl"):
+    with pytest.raises(ValueError, match=r"\.weights\.h5, \.keras, \.safetensors.*model\.pkl"):
         create(ROW, weights=tmp_path / "model.pkl")
-    for name, kind in (("broken.weights.h5", "HDF5"), ("broken.safetensors", "safetensors")):
+    for name, kind in (
+        ("broken.weights.h5", "HDF5"),
+        ("broken.keras", "Keras"),
+        ("broken.safetensors", "safetensors"),
+    ):
         (tmp_path / name).write_bytes(b"this is not such a file")
         with pytest.raises(ValueError, match=f"{name} is not a whole {kind} file"):
             create(ROW, weights=tmp_path / name)
@@ -119,6 +123,21 @@ def test_another_number_of_classes_loads_the_backbone_and_says_so(tmp_path):
     backbone.save_weights(tmp_path / "backbone.weights.h5")
     with pytest.warns(UserWarning, match="has no classes, the model 3"):
         create(ROW, weights=tmp_path / "backbone.weights.h5")
+
+
+def test_a_keras_file_serves_as_weights(tmp_path):
+    source = randomize(create(ROW))
+    source.compile("adam", "mse")
+    source.optimizer.build(source.trainable_variables)
+    source.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        create(ROW, seed=1, weights=tmp_path / "model.keras")(images()), source(images())
+    )
+    with pytest.warns(UserWarning, match="has 3 classes, the model 5"):
+        other = create(ROW, num_classes=5, wiring="chain", weights=tmp_path / "model.keras")
+    weights = {v.path: v for v in source.weights}
+    for variable in other.backbone.weights:
+        np.testing.assert_array_equal(variable, weights[variable.path])
 
 
 def test_hub_names_need_the_package_and_a_network(monkeypatch):

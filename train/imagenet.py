@@ -34,6 +34,12 @@ def parse_args(argv=None):
         help="one_device (default), mirrored (all GPUs of this host) or multi_worker (TF_CONFIG)",
     )
     parser.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="weights to start from: .weights.h5, .keras, or timm's .safetensors; with another "
+        "number of classes, those of the backbone",
+    )
+    parser.add_argument(
         "--set",
         dest="overrides",
         metavar="KEY=VALUE",
@@ -51,7 +57,13 @@ def main(argv=None):
         recipe = get_recipe(args.config, args.overrides)
         from train.runner import train
 
-        train(recipe, args.workdir, data_dir=args.data_dir, strategy=args.strategy)
+        train(
+            recipe,
+            args.workdir,
+            data_dir=args.data_dir,
+            strategy=args.strategy,
+            init_from=args.init_from,
+        )
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"train.imagenet: {error}")
 

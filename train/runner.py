@@ -8,10 +8,11 @@ import sys
 from rich import progress
 from rich.console import Console
 
+import dgnet_keras as dg
 from train import engine, input_pipeline, report
 
 
-def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
+def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=None):
     """Trains, evaluates, saves, draws and exports a model.
 
     Args:
@@ -20,13 +21,14 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
             a finished one is reported again.
         data_dir: folder of the images, for recipes whose data set is a folder.
         strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`.
+        init_from: weights to start from, or None; see `dgnet_keras.convert.load_weights`.
 
     Returns:
         Dict, the content of `results.json`.
 
     Raises:
         ValueError: for bad data or a workdir that holds a run of another recipe.
-        FileNotFoundError: if the data folder is missing.
+        FileNotFoundError: if the data folder or the weights are missing.
     """
     workdir = pathlib.Path(workdir)
     strategy = engine.make_strategy(strategy)
@@ -35,6 +37,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
     data = input_pipeline.load_data(recipe.dataset, data_dir)
     config = {
         **json.loads(recipe.to_json()),
+        "init_from": None if init_from is None else str(init_from),
         "data": {
             "class_names": list(data.class_names),
             "train_images": len(data.train),
@@ -48,6 +51,9 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device"):
         return results
     engine.set_determinism(recipe)
     run = engine.Run(recipe, data, strategy)
+    if init_from is not None:  # before the workdir is claimed; a checkpoint overrides it
+        with strategy.scope():
+            dg.convert.load_weights(run.model, init_from)
     own = engine.own_folder(workdir, strategy)
     own.mkdir(parents=True, exist_ok=True)
     if engine.is_chief(strategy):

@@ -64,6 +64,17 @@ def test_the_same_command_again_reports_the_finished_run(finished, capsys):
     assert "test_accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_dynamic_run_starts_from_a_trained_static_one(tmp_path):
+    static = get_recipe("digits_resnet20", [*TINY, "wiring=chain"])
+    first = runner.train(static, tmp_path / "static")
+    warm = get_recipe("digits_resnet20", [*TINY, "init=static", "learning_rate=1e-6", "epochs=1"])
+    second = runner.train(warm, tmp_path / "warm", init_from=tmp_path / "static" / "model.keras")
+    assert second["test_accuracy"] >= first["test_accuracy"] - 0.02
+    config = json.loads((tmp_path / "warm" / "config.json").read_text())
+    assert config["init_from"] == str(tmp_path / "static" / "model.keras")
+
+
 def test_other_data_in_the_same_workdir_is_refused(finished, monkeypatch):
     recipe, workdir, _ = finished
     data = input_pipeline.load_data("digits")
@@ -172,6 +183,7 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
         (["--config", "digits_resnet20", "--strategy", "multi_worker"], "TF_CONFIG"),
         (["--config", "digits_resnet20", "--set", "wiring=ring"], "wiring.*'ring'"),
         (["--config", "digits_resnet20", "--set", "model=resnet5"], "Unknown variant 'resnet5'"),
+        (["--config", "digits_resnet20", "--init-from", "no.keras"], "No weights file at no.keras"),
         (["--config", "digits_resnet20", "--set", "input_shape=[8,8,1]"], "3 channels"),
         (["--config", "digits_resnet20", "--set", "model_overrides.depths=2"], "depths.*2"),
         (["--config", "digits_resnet20", "--set", "model_overrides.num_classes=5"], "num_classes"),
