@@ -12,7 +12,9 @@ import warnings
 import zipfile
 
 import h5py
+import keras
 import numpy as np
+import tensorflow as tf
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
@@ -159,9 +161,13 @@ def _is_extra(name):
 def _h5_names(model):
     """Dict of the name that Keras gives a weight in a `.weights.h5` file to its path.
 
-    Found by saving a copy of the model whose weights hold their own index.
+    Found by saving a copy of the model whose weights hold their own index; in float32, which holds
+    it exactly.
     """
-    scratch = type(model).from_config(model.get_config())
+    config = model.get_config()
+    backbone = config["backbone"]["config"] if "backbone" in config else config
+    backbone["dtype"] = keras.dtype_policies.serialize(keras.DTypePolicy("float32"))
+    scratch = type(model).from_config(config)
     for i, variable in enumerate(scratch.weights):
         variable.assign(np.full(variable.shape, i))
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +183,9 @@ def _h5_arrays(file):
 
     def visit(name, item):
         if isinstance(item, h5py.Dataset):
-            arrays[name] = item[()]
+            # HDF5 has no bfloat16: Keras stores its bytes, and says so in an attribute.
+            narrow = item.attrs.get("dtype") == "bfloat16"
+            arrays[name] = item[()].view(tf.bfloat16.as_numpy_dtype) if narrow else item[()]
 
     file.visititems(visit)
     return arrays

@@ -163,3 +163,19 @@ def test_a_backbone_takes_weights_too():
     source, target = (create(ROW, num_classes=None, seed=s) for s in (0, 1))
     dg.copy_weights(source, target)
     np.testing.assert_array_equal(source(images()), target(images()))
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_a_weights_file_of_a_deep_network_under_a_narrow_policy(policy, tmp_path):
+    """More weights than bfloat16 has exact integers: each must still find its place."""
+    keras.config.set_dtype_policy(policy)
+    options = {"depths": (30,), "widths": (2,), "wiring": "chain", "max_nodes": None}
+    source = create(ROW, seed=1, **options)
+    source.save_weights(tmp_path / "deep.weights.h5")
+    model = create(ROW, seed=2, weights=tmp_path / "deep.weights.h5", **options)
+    assert len(model.weights) > 256
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(
+            keras.ops.cast(ours, "float32"), keras.ops.cast(theirs, "float32")
+        )
