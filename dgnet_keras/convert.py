@@ -150,7 +150,7 @@ def _load_h5(model, path, name=None):
         stored = {k: v for k, v in _h5_arrays(file).items() if k.startswith("layers/")}
     values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
-    return _assign_with_head(model, values, name, classes)
+    return assign_with_head(model, values, name, classes)
 
 
 def _is_extra(name):
@@ -229,7 +229,7 @@ def load_timm(model, path):
         elif name not in head and not name.endswith("num_batches_tracked"):
             values[name] = array
     classes = next((len(arrays[n]) for n in sorted(head) if n in arrays), None)
-    return _assign_with_head(model, values, path, classes)
+    return assign_with_head(model, values, path, classes)
 
 
 def timm_name(path, templates):
@@ -306,8 +306,21 @@ def _reading(path, kind):
         raise ValueError(f"{path} is not a whole {kind} file: {error}") from error
 
 
-def _assign_with_head(model, values, path, classes):
-    """Assigns; leaves the classifier out where the file has none or one of other classes."""
+def assign_with_head(model, values, path, classes):
+    """Assigns arrays, but for the classifier where the source has none or one of other classes.
+
+    Args:
+        model: a model of this package.
+        values: dict of `Variable.path` to array.
+        path: where the values come from.
+        classes: number of classes there, or None.
+
+    Returns:
+        List of the paths assigned; a warning says so if the classifier is not among them.
+
+    Raises:
+        ValueError: as `copy_weights`.
+    """
     keep = ()
     if hasattr(model, "num_classes") and classes != model.num_classes:
         keep = HEAD

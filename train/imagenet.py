@@ -16,6 +16,8 @@ if not __package__:
 
 from train.configs import RECIPES, get_recipe
 
+STOPPED = 143  # as the shell reports a process that SIGTERM ended
+
 
 def parse_args(argv=None):
     """The command line."""
@@ -27,17 +29,22 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config", required=True, help=f"recipe: {', '.join(RECIPES)}")
     parser.add_argument("--workdir", required=True, help="folder that the run writes into")
-    parser.add_argument("--data-dir", help="folder with train/<class>/*.jpg and test/<class>/*.jpg")
+    parser.add_argument(
+        "--data-dir",
+        help="folder with train/<class>/*.jpg and test/<class>/*.jpg, with TFRecords "
+        "(--set dataset=tfrecord), or of TensorFlow Datasets (--set dataset=tfds:NAME)",
+    )
     parser.add_argument(
         "--strategy",
         default="one_device",
-        help="one_device (default), mirrored (all GPUs of this host) or multi_worker (TF_CONFIG)",
+        help="one_device (default), mirrored (all GPUs of this host), multi_worker (the hosts of "
+        "TF_CONFIG) or tpu",
     )
     parser.add_argument(
         "--init-from",
         metavar="FILE",
-        help="weights to start from: .weights.h5, .keras, or timm's .safetensors; with another "
-        "number of classes, those of the backbone",
+        help="weights to start from: .weights.h5, .keras, timm's .safetensors, the folder of a "
+        "run, or its checkpoints/ckpt-STEP; with another number of classes, those of the backbone",
     )
     parser.add_argument(
         "--set",
@@ -50,22 +57,45 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def explain(error):
+    """The cause in a TensorFlow error's message, without the graph that it lists."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    aborted = next((line for line in lines if line.startswith("Collective ops is aborted")), None)
+    if aborted:
+        return (
+            f"Another worker is gone ({aborted.rpartition('by: ')[2]}). Start all workers again "
+            "with the same command: the run goes on from its newest checkpoint."
+        )
+    asserted = next((line for line in lines if "assertion failed" in line), lines[0])
+    return f"{type(error).__name__}: {asserted}"
+
+
 def main(argv=None):
     """Runs the command line; a mistake in it ends with one clear sentence."""
     args = parse_args(argv)
     try:
         recipe = get_recipe(args.config, args.overrides)
-        from train.runner import train
+    except ValueError as error:
+        sys.exit(f"train.imagenet: {error}")
+    import tensorflow as tf
 
-        train(
+    from train import engine, runner
+
+    try:
+        runner.train(
             recipe,
             args.workdir,
             data_dir=args.data_dir,
             strategy=args.strategy,
             init_from=args.init_from,
         )
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except engine.RunStopped:
+        print(f"Stopped and saved in {args.workdir}: the same command goes on.", file=sys.stderr)
+        sys.exit(STOPPED)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.imagenet: {error}")
+    except tf.errors.OpError as error:  # such as a worker that is gone, or a label out of range
+        sys.exit(f"train.imagenet: {explain(error)}")
 
 
 if __name__ == "__main__":

@@ -1,146 +1,20 @@
-"""Images by index, and batches from them on tf.data.
+"""Batches on tf.data, from the data sets of `datasets`.
 
 Every example has a fixed place in the stream: the order of an epoch and an image's augmentation
-depend on (seed, epoch, index) alone, so that a run resumes at any step with the same batches.
+depend on (seed, epoch, position) alone, so that a run resumes at any step with the same batches.
 An image that cannot be decoded keeps its place with weight 0 (another image of the batch is shown
 to batch normalisation); it is named and counted.
 """
 
-import dataclasses
-import os
-import pathlib
 import sys
 
 import numpy as np
 import tensorflow as tf
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-TEST_FOLDERS = ("test", "val", "validation")
-HELD_OUT = 0.2
+from train import augmentation
+from train.datasets import Records
 
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Images and labels of one split.
-
-    Attributes:
-        labels: int64 (examples,).
-        images: uint8 (examples, height, width, channels), or None where `paths` is given.
-        paths: file names, (examples,), or None.
-    """
-
-    labels: np.ndarray
-    images: np.ndarray | None = None
-    paths: np.ndarray | None = None
-
-    def __len__(self):
-        return len(self.labels)
-
-    def take(self, indices):
-        """The split of the examples at `indices`."""
-        parts = {k: None if v is None else v[indices] for k, v in vars(self).items()}
-        return Split(**parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageData:
-    """Training and test split with the names of the classes."""
-
-    class_names: tuple[str, ...]
-    train: Split
-    test: Split
-
-
-def load_data(dataset, data_dir=None):
-    """Loads the data of a recipe.
-
-    Args:
-        dataset: `"digits"` or `"folder"`.
-        data_dir: folder of the images; for `"folder"` only. It holds `train/<class>/*.jpg` and
-            `test/<class>/*.jpg` (or `val`), or just `<class>/*.jpg`, of which a fifth is then
-            held out as the test split.
-
-    Raises:
-        FileNotFoundError: if the folder is missing.
-        ValueError: for an unknown data set, a class folder without images, or a test class that
-            is not in the training split.
-    """
-    if dataset == "digits":
-        return _load_digits()
-    if dataset == "folder":
-        return _load_folder(data_dir)
-    raise ValueError(f"`dataset` must be 'digits' or 'folder'. Received: {dataset!r}")
-
-
-def _load_digits():
-    """scikit-learn's digits: 1,797 real images of 8x8, as uint8 RGB, a fifth held out."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    gray = np.round(digits.images * (255 / 16)).astype("uint8")
-    everything = Split(digits.target.astype("int64"), images=np.repeat(gray[..., None], 3, axis=3))
-    return ImageData(tuple(map(str, digits.target_names)), *_hold_out(everything))
-
-
-def _hold_out(split):
-    """Splits into training and test, stratified, the same on every call."""
-    from sklearn.model_selection import train_test_split
-
-    indices = np.arange(len(split))
-    train, test = train_test_split(
-        indices, test_size=HELD_OUT, random_state=0, stratify=split.labels
-    )
-    return split.take(np.sort(train)), split.take(np.sort(test))
-
-
-def _load_folder(data_dir):
-    if data_dir is None:
-        raise ValueError("This recipe reads a folder of images: give it with --data-dir DIR.")
-    root = pathlib.Path(data_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"No data folder at {root}. Expected {root}/train/<class>/*.jpg and "
-            f"{root}/test/<class>/*.jpg, or {root}/<class>/*.jpg"
-        )
-    if not (root / "train").is_dir():
-        names = _class_names(root)
-        return ImageData(names, *_hold_out(_read_split(root, names)))
-    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if test is None:
-        raise FileNotFoundError(f"{root} has train/ but none of: {', '.join(TEST_FOLDERS)}")
-    names = _class_names(root / "train")
-    unknown = sorted(set(_class_names(test)) - set(names))
-    if unknown:
-        raise ValueError(f"Classes of {test} that {root / 'train'} does not have: {unknown}")
-    return ImageData(names, _read_split(root / "train", names), _read_split(test, names))
-
-
-def _class_names(folder):
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
-    if not names:
-        raise ValueError(f"{folder} has no class folders. Expected {folder}/<class>/*.jpg")
-    return names
-
-
-def _read_split(folder, class_names):
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        if not (folder / name).is_dir():
-            continue
-        with os.scandir(folder / name) as entries:
-            found = [
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir()
-            ]
-        if not found:
-            raise ValueError(
-                f"The class folder {folder / name} has no images. Expected files that end in "
-                f"{', '.join(IMAGE_SUFFIXES)}"
-            )
-        paths += sorted(found)
-        labels += [label] * len(found)
-    return Split(np.array(labels, "int64"), paths=np.array(paths))
+PARALLEL_FILES = 16
 
 
 class SkippedImages:
@@ -154,63 +28,65 @@ class SkippedImages:
 
     def __call__(self, path):
         """Records `path`, a bytes string; says its name the first time that it is met."""
-        name = path.decode()
+        name = path.decode(errors="replace")
         if name not in self.names:
             self.names.add(name)
             print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
         return np.int64(len(self.names))
 
 
-def train_batches(split, preprocessing, recipe, *, start_step=0, context=None, skipped=None):
+def train_batches(
+    split, preprocessing, recipe, *, num_classes=None, start_step=0, context=None, skipped=None
+):
     """Endless batches of shuffled, augmented training examples.
 
-    The last examples of an epoch that do not fill a batch are left out of it; another epoch, in
-    its other order, leaves out others.
+    Of a `Split`, the last examples of an epoch that do not fill a batch are left out of it;
+    another epoch, in its other order, leaves out others. Of `Records`, every worker goes through
+    the shards of its own, all records of an epoch before the next.
 
     Args:
-        split: the training `Split`.
+        split: the training `Split` or `Records`.
         preprocessing: the model's `Preprocessing`.
         recipe: a `Recipe`.
+        num_classes: needed for MixUp and CutMix alone.
         start_step: number of (global) batches to leave out.
         context: a `tf.distribute.InputContext`, or None for the whole global batch.
         skipped: a `SkippedImages` that undecodable images are recorded in.
 
     Returns:
         `tf.data.Dataset` of dicts: `image`, float32 (batch, height, width, channels), normalised;
-        `label`, int64 (batch,); `weight`, float32 (batch,), 0 for an undecodable image.
+        `label`, int64 (batch,); `weight`, float32 (batch,), 0 for an undecodable image; with MixUp
+        or CutMix also `target`, float32 (batch, classes).
 
     Raises:
         ValueError: if the split has fewer examples than a batch.
     """
-    size, batch_size = len(split), recipe.batch_size
-    steps = steps_per_epoch(split, recipe)
-    read = _reader(split, preprocessing, skipped)
+    make_stream = _shuffled_records if isinstance(split, Records) else _shuffled_indices
+    stream = make_stream(split, recipe, start_step, context or tf.distribute.InputContext())
+    read = _reader(split, preprocessing, skipped, recipe)
+    rand_augment = augmentation.rand_augment(recipe, start_step)
 
-    def epoch(number):
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size, dtype=tf.int64), seed=[recipe.seed, number]
-        )
-        order = order[: steps * batch_size]
-        return tf.data.Dataset.from_tensor_slices((order, tf.fill(tf.shape(order), number)))
+    def example(element):
+        seed = [recipe.seed, element["epoch"]]
+        seed = tf.random.experimental.stateless_fold_in(seed, element["position"])
+        parts = read(element, seed)
+        image = rand_augment(augmentation.augment(parts["image"], recipe, seed))
+        if recipe.random_erasing:
+            image = augmentation.erase(image, recipe.random_erasing, seed)
+        return {**parts, "image": image}
 
-    def example(index, number):
-        parts = read(index)
-        seed = tf.random.experimental.stateless_fold_in([recipe.seed, number], index)
-        return {**parts, "image": augment(parts["image"], recipe, seed)}
-
-    stream = tf.data.Dataset.range(start_step // steps, tf.int64.max).flat_map(epoch)
-    stream = stream.skip(start_step % steps * batch_size)
-    return _batches(stream, example, preprocessing, batch_size, context)
+    mix = augmentation.mix(recipe, num_classes, start_step)
+    return _batches(stream, example, preprocessing, recipe.batch_size, context, mix)
 
 
 def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
     """Batches that hold each example of a split once, in order.
 
-    The last global batch is filled up with examples of weight 0, so that every replica of every
+    The last global batches are filled up with examples of weight 0, so that every replica of every
     worker takes the same number of steps.
 
     Args:
-        split: the `Split` to evaluate.
+        split: the `Split` or `Records` to evaluate.
         preprocessing: the model's `Preprocessing`.
         batch_size: global.
         context: a `tf.distribute.InputContext`, or None for the whole global batch.
@@ -219,14 +95,14 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
     Returns:
         `tf.data.Dataset` of dicts, see `train_batches`.
     """
-    size = len(split)
+    make_stream = _ordered_records if isinstance(split, Records) else _ordered_indices
+    stream = make_stream(split, batch_size, context or tf.distribute.InputContext())
     read = _reader(split, preprocessing, skipped)
 
-    def example(index):
-        parts = read(tf.minimum(index, size - 1))
-        return {**parts, "weight": parts["weight"] * tf.cast(index < size, tf.float32)}
+    def example(element):
+        parts = read(element)
+        return {**parts, "weight": parts["weight"] * element["weight"]}
 
-    stream = tf.data.Dataset.range(-(-size // batch_size) * batch_size)
     return _batches(stream, example, preprocessing, batch_size, context)
 
 
@@ -241,86 +117,241 @@ def steps_per_epoch(split, recipe):
     return steps
 
 
-def augment(image, recipe, seed):
-    """Random shift and mirroring, as the recipe says; the same for the same seed.
+def _shuffled_indices(split, recipe, start_step, context):
+    """This worker's share of the indices of a `Split`, epoch after epoch."""
+    size, batch_size = len(split), recipe.batch_size
+    steps = steps_per_epoch(split, recipe)
 
-    Args:
-        image: float32 (height, width, channels), 0 to 255.
-        recipe: a `Recipe`.
-        seed: int64 (2,).
+    def epoch(number):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size, dtype=tf.int64), seed=[recipe.seed, number]
+        )
+        order = order[: steps * batch_size]
+        return tf.data.Dataset.from_tensor_slices(
+            {"index": order, "position": order, "epoch": tf.fill(tf.shape(order), number)}
+        )
+
+    stream = tf.data.Dataset.range(start_step // steps, tf.int64.max).flat_map(epoch)
+    stream = stream.skip(start_step % steps * batch_size)
+    return stream.shard(context.num_input_pipelines, context.input_pipeline_id)
+
+
+def _ordered_indices(split, batch_size, context):
+    size = len(split)
+
+    def element(index):
+        inside = tf.cast(index < size, tf.float32)
+        return {"index": tf.minimum(index, size - 1), "weight": inside}
+
+    stream = tf.data.Dataset.range(-(-size // batch_size) * batch_size).map(element)
+    return stream.shard(context.num_input_pipelines, context.input_pipeline_id)
+
+
+def _shares(records, context):
+    """How the workers share records: by files, or by records where files do not go round.
 
     Returns:
-        Tensor like `image`.
+        Tuple of the files that this worker reads, whether it takes all their records, and the
+        number of records of every worker.
     """
-    if recipe.random_shift:
-        pad = recipe.random_shift
-        padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-        image = tf.image.stateless_random_crop(padded, tf.shape(image), seed)
-    if recipe.random_flip:
-        image = tf.image.stateless_random_flip_left_right(image, seed)
-    return image
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    counts = [sum(records.counts[w::workers]) for w in range(workers)]
+    if all(counts):
+        return records.files[worker::workers], True, counts
+    counts = [len(range(w, len(records), workers)) for w in range(workers)]
+    return records.files, False, counts
 
 
-def _batches(stream, example, preprocessing, batch_size, context):
+def _shuffled_records(records, recipe, start_step, context):
+    """This worker's records, epoch after epoch: files shuffled, then records in blocks."""
+    steps_per_epoch(records, recipe)
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    files, whole, counts = _shares(records, context)
+    start = start_step * (recipe.batch_size // workers)
+
+    def epoch(number):
+        order = tf.constant(files)
+        if whole:  # otherwise a worker's share would be of other records in each epoch
+            order = tf.random.experimental.stateless_shuffle(order, seed=[recipe.seed, number])
+        serialized = tf.data.Dataset.from_tensor_slices(order).interleave(
+            tf.data.TFRecordDataset,
+            cycle_length=min(PARALLEL_FILES, len(files)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        if not whole:
+            serialized = serialized.shard(workers, worker)
+
+        def element(position, record):
+            return {
+                "serialized": record,
+                "position": position * workers + worker,
+                "epoch": number,
+            }
+
+        def shuffled(block, elements):
+            seed = tf.random.experimental.stateless_fold_in([recipe.seed, number], block)
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(tf.size(elements["serialized"])), seed
+            )
+            return {key: tf.gather(column, order) for key, column in elements.items()}
+
+        # Blocks, and not `shuffle`, whose seed cannot depend on the epoch.
+        blocks = serialized.enumerate().map(element).batch(recipe.shuffle_buffer)
+        return blocks.enumerate().map(shuffled).prefetch(1).unbatch()
+
+    stream = tf.data.Dataset.range(start // counts[worker], tf.int64.max).flat_map(epoch)
+    return stream.skip(start % counts[worker])
+
+
+def _ordered_records(records, batch_size, context):
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    files, whole, counts = _shares(records, context)
+    serialized = tf.data.TFRecordDataset(list(files))
+    if not whole:
+        serialized = serialized.shard(workers, worker)
+    share = batch_size // workers
+    padding = -(-max(counts) // share) * share - counts[worker]
+    filling = tf.data.TFRecordDataset(list(files)).take(1).repeat(padding)
+    own = counts[worker]
+
+    def element(position, record):
+        return {
+            "serialized": record,
+            "weight": tf.cast(position < own, tf.float32),
+            "position": position * workers + worker,
+        }
+
+    return serialized.concatenate(filling).enumerate().map(element)
+
+
+def _batches(stream, example, preprocessing, batch_size, context, mix=None):
     if context is not None:
         batch_size //= context.num_replicas_in_sync
-        stream = stream.shard(context.num_input_pipelines, context.input_pipeline_id)
     options = tf.data.Options()
     options.deterministic = True
+
+    def finish(batch):
+        batch = _substitute(batch)
+        batch = {**batch, "image": preprocessing.normalize(batch["image"])}
+        return mix(batch) if mix else batch
+
     examples = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE)
     batches = examples.batch(batch_size, drop_remainder=True).map(
-        lambda batch: {**batch, "image": preprocessing.normalize(_substitute(batch))}
+        finish, num_parallel_calls=2 if mix else None
     )
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _substitute(batch):
-    """The images, one that could not be decoded replaced by the first that could.
+    """The batch, an image that could not be decoded replaced by the first that could.
 
     Its weight in the loss stays 0; batch normalisation sees a real image in its place.
     """
     weight = batch["weight"]
     first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
-    return tf.gather(batch["image"], tf.where(weight > 0, tf.range(tf.size(weight)), first))
+    source = tf.where(weight > 0, tf.range(tf.size(weight)), first)
+    return {
+        "image": tf.gather(batch["image"], source),
+        "label": tf.gather(batch["label"], source),
+        "weight": weight,
+    }
 
 
-def _reader(split, preprocessing, skipped):
-    """A function from an index to `image` (float32, 0 to 255, resized), `label` and `weight`."""
+def _reader(split, preprocessing, skipped, recipe=None):
+    """A function from an element of a stream (and a seed, in training) to an example.
+
+    Returns:
+        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label` and
+        `weight`. With a recipe that crops at random, that part of the image is taken.
+    """
     skipped = SkippedImages() if skipped is None else skipped
-    labels = tf.constant(split.labels)
-    channels = len(preprocessing.mean) if split.images is None else split.images.shape[-1]
+    channels = len(preprocessing.mean)
     shape = (*preprocessing.image_size, channels)
-    pixels = None if split.images is None else tf.constant(split.images)
-    paths = None if split.paths is None else tf.constant(split.paths)
+    cropping = recipe if recipe is not None and recipe.random_resized_crop else None
 
-    def read(index):
-        if pixels is not None:
-            image, weight = preprocessing.resize_and_crop(pixels[index]), tf.constant(1.0)
+    def from_pixels(pixels, seed):
+        if cropping is None:
+            return preprocessing.resize_and_crop(pixels)
+        top, left, height, width = tf.unstack(
+            augmentation.crop_box(tf.shape(pixels), cropping, seed)
+        )
+        part = pixels[top : top + height, left : left + width]
+        return tf.image.resize(part, preprocessing.image_size, antialias=True)
+
+    def from_encoded(encoded, seed):
+        def cropped_jpeg():
+            box = augmentation.crop_box(tf.io.extract_jpeg_shape(encoded), cropping, seed)
+            part = tf.image.decode_and_crop_jpeg(encoded, box, channels)
+            return tf.image.resize(part, preprocessing.image_size, antialias=True)
+
+        def any_image():
+            pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
+            pixels.set_shape((None, None, channels))
+            return from_pixels(pixels, seed)
+
+        if cropping is None:
+            return any_image()
+        return tf.cond(tf.io.is_jpeg(encoded), cropped_jpeg, any_image)
+
+    def from_file(path, seed):
+        return from_encoded(tf.io.read_file(path), seed)
+
+    def decode(raw, seed):
+        name = raw["name"]
+        if "encoded" in raw:
+            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
         else:
-            image, weight = _read_file(paths[index], preprocessing, channels, skipped)
-        return {"image": tf.ensure_shape(image, shape), "label": labels[index], "weight": weight}
+            image, weight = _try(name, seed, from_file, shape)
+
+        def report():
+            count = tf.numpy_function(skipped, [name], tf.int64)
+            with tf.control_dependencies([count]):
+                return tf.zeros(())
+
+        return image, tf.cond(weight > 0, lambda: tf.ones(()), report)
+
+    fetch = _fetcher(split)
+
+    def read(element, seed=(0, 0)):
+        raw = fetch(element)
+        if "pixels" in raw:
+            image, weight = from_pixels(raw["pixels"], seed), tf.ones(())
+        else:
+            image, weight = decode(raw, seed)
+        return {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
 
     return read
 
 
-def _read_file(path, preprocessing, channels, skipped):
-    """The resized image and weight 1; zeros and weight 0 where it cannot be decoded."""
-    shape = (*preprocessing.image_size, channels)
+def _try(source, seed, decode, shape):
+    """The image of `decode(source, seed)` and weight 1; zeros and weight 0 where that fails.
 
-    def decode(path):
-        image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
-        image.set_shape((None, None, channels))
-        return preprocessing.resize_and_crop(image), 1.0
-
-    # A data set of one element is the only place where TensorFlow lets a graph go on after an
-    # operation failed.
-    decoded = tf.data.Dataset.from_tensors(path).map(decode).ignore_errors()
+    A data set of one element is the only place where TensorFlow lets a graph go on after an
+    operation failed.
+    """
+    one = tf.data.Dataset.from_tensors((source, tf.convert_to_tensor(seed)))
+    decoded = one.map(lambda source, seed: (decode(source, seed), 1.0)).ignore_errors()
     substitute = tf.data.Dataset.from_tensors((tf.zeros(shape), 0.0))
-    image, weight = decoded.concatenate(substitute).take(1).get_single_element()
+    return decoded.concatenate(substitute).take(1).get_single_element()
 
-    def report():
-        count = tf.numpy_function(skipped, [path], tf.int64)
-        with tf.control_dependencies([count]):
-            return tf.zeros(())
 
-    return image, tf.cond(weight > 0, lambda: tf.ones(()), report)
+def _fetcher(split):
+    """A function from an element of a stream to what there is of an example before decoding.
+
+    Returns:
+        Function that gives a dict with `label`, and `pixels`, or `name` and (unless the file of
+        that name must still be read) `encoded`.
+    """
+    if isinstance(split, Records):
+
+        def parse(element):
+            parts = split.parse(element["serialized"])
+            number = tf.strings.join(["record ", tf.strings.as_string(element["position"])])
+            return {**parts, "name": tf.where(parts["name"] == "", number, parts["name"])}
+
+        return parse
+    columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
+    columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
+    columns["label"] = tf.constant(split.labels)
+    return lambda element: {k: column[element["index"]] for k, column in columns.items()}

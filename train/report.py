@@ -13,25 +13,30 @@ from rich.table import Table
 import dgnet_keras as dg
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train import input_pipeline
-from train.engine import weights_sha256, write_atomically
+from train.checkpoints import write_atomically
+from train.engine import weights_sha256
 
 NUM_SAMPLES = 5
 MAX_FIGURE_IMAGES = 1000
 
 
-def write_results(run, workdir, metrics):
-    """Writes model, export, figure and, last, `results.json`; returns what is in that file."""
-    model = run.model
+def write_results(run, workdir):
+    """Writes model, export, figures and, last, `results.json`; returns what is in that file."""
+    model, metrics = run.model, run.history[-1]
+    best = max(run.history, key=lambda row: row["accuracy"])
     _save_model(model, workdir / "model.keras")
     if not (workdir / "export" / "1").exists():
         dg.export_saved_model(model, workdir / "export", labels=list(run.data.class_names))
     if model.adjacency_outputs:
         plot_test_adjacency(run, workdir / "adjacency.png")
+    plot_history(run.history, workdir / "history.png")
     counted = dg.count_macs(model)
     results = {
         "test_accuracy": metrics["accuracy"],
         "test_loss": metrics["loss"],
         "test_images": int(metrics["examples"]),
+        "best_accuracy": best["accuracy"],
+        "best_epoch": best["epoch"],
         "skipped_images": sorted(run.skipped.names),
         "steps": run.step,
         "epochs": run.recipe.epochs,
@@ -53,8 +58,7 @@ def _save_model(model, path):
 def plot_test_adjacency(run, path):
     """Draws mean edge weight and open rate by class, over images of the test split."""
     model, split = run.model, run.data.test
-    chosen = np.linspace(0, len(split) - 1, min(len(split), MAX_FIGURE_IMAGES)).astype(int)
-    batches = input_pipeline.test_batches(split.take(chosen), model.preprocessing, 100)
+    batches = input_pipeline.test_batches(split.sample(MAX_FIGURE_IMAGES), model.preprocessing, 100)
     images, labels = [], []
     for batch in batches:
         kept = batch["weight"].numpy() > 0
@@ -67,6 +71,27 @@ def plot_test_adjacency(run, path):
     figure.savefig(path, dpi=130)
 
 
+def plot_history(history, path):
+    """Draws loss, accuracy and, for networks with edges, connectivity over the epochs."""
+    from matplotlib.figure import Figure
+
+    stages = [key for key in history[-1] if key.startswith("open_rate/")]
+    figure = Figure(figsize=(9 + 3 * bool(stages), 3), layout="constrained")
+    axes = figure.subplots(1, 2 + bool(stages))
+    epochs = [row["epoch"] for row in history]
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
+        axis.plot(epochs, [row.get(f"train_{name}") for row in history], "--", label="training")
+        axis.plot(epochs, [row[name] for row in history], marker=".", label="test")
+        axis.set(xlabel="epoch", title=name)
+        axis.legend()
+    for key in stages:
+        axes[2].plot(epochs, [row[key] for row in history], label=key.partition("/")[2])
+    if stages:
+        axes[2].set(xlabel="epoch", title="open edges (share)", ylim=(-0.05, 1.05))
+        axes[2].legend()
+    figure.savefig(path, dpi=130)
+
+
 def predict_samples(run, workdir):
     """Predicts a few held-out images with the SavedModel, in a process without Keras.
 
@@ -76,21 +101,23 @@ def predict_samples(run, workdir):
         List of dicts: `file`, `true`, `label` (predicted), `probability`.
     """
     split = run.data.test
-    if split.paths is not None:
+    if getattr(split, "paths", None) is not None:
         split = split.take(~np.isin(split.paths, list(run.skipped.names)))
-    chosen = np.linspace(0, len(split) - 1, min(len(split), NUM_SAMPLES)).astype(int)
-    names = [run.data.class_names[label] for label in split.labels[chosen]]
+    split = split.sample(NUM_SAMPLES)
+    names = [run.data.class_names[label] for label in split.labels]
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
     files = []
-    for k, (i, name) in enumerate(zip(chosen, names, strict=True)):
+    for k, name in enumerate(names):
         if split.paths is None:
-            encoded, suffix = tf.io.encode_png(split.images[i]).numpy(), ".png"
+            content, suffix = tf.io.encode_png(split.images[k]).numpy(), ".png"
+        elif split.encoded is None:
+            source = pathlib.Path(split.paths[k])
+            content, suffix = source.read_bytes(), source.suffix
         else:
-            source = pathlib.Path(split.paths[i])
-            encoded, suffix = source.read_bytes(), source.suffix
-        files.append(folder / f"{k}_{name}{suffix}")
-        files[-1].write_bytes(encoded)
+            content, suffix = split.encoded[k], pathlib.Path(split.paths[k]).suffix
+        files.append(folder / f"{k}_{name.replace('/', '_')}{suffix}")
+        files[-1].write_bytes(content)
     script = pathlib.Path(__file__).with_name("predict_saved_model.py")
     answer = subprocess.run(
         [sys.executable, script, workdir / "export" / "1", *files],

@@ -3,13 +3,18 @@
 import contextlib
 import json
 import pathlib
+import signal
 import sys
 
 from rich import progress
 from rich.console import Console
 
 import dgnet_keras as dg
-from train import engine, input_pipeline, report
+from dgnet_keras import convert
+from train import checkpoints, datasets, engine, report
+from train.strategies import is_chief, make_strategy, own_folder
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=None):
@@ -18,23 +23,26 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     Args:
         recipe: a `train.configs.Recipe`.
         workdir: folder of the run; a run that was stopped goes on from its newest checkpoint,
-            a finished one is reported again.
-        data_dir: folder of the images, for recipes whose data set is a folder.
-        strategy: `"one_device"`, `"mirrored"` or `"multi_worker"`.
-        init_from: weights to start from, or None; see `dgnet_keras.convert.load_weights`.
+            a finished one is reported again. Several hosts must share it.
+        data_dir: where the data lies, see `train.datasets.load_data`.
+        strategy: see `train.strategies.make_strategy`.
+        init_from: weights to start from, or None; see `load_initial_weights`.
 
     Returns:
-        Dict, the content of `results.json`.
+        Dict, the content of `results.json`; empty in workers that are not the chief.
 
     Raises:
         ValueError: for bad data or a workdir that holds a run of another recipe.
         FileNotFoundError: if the data folder or the weights are missing.
+        FloatingPointError: if training diverges.
+        OSError: if something cannot be written; what was saved before is whole.
+        engine.RunStopped: after SIGTERM or SIGINT; the run's state is saved.
     """
     workdir = pathlib.Path(workdir)
-    strategy = engine.make_strategy(strategy)
+    strategy = make_strategy(strategy)
     # Bound to the terminal now: Orbit's output is redirected below. Only the chief speaks.
-    console = Console(file=sys.stdout, quiet=not engine.is_chief(strategy))
-    data = input_pipeline.load_data(recipe.dataset, data_dir)
+    console = Console(file=sys.stdout, quiet=not is_chief(strategy))
+    data = datasets.load_data(recipe, data_dir)
     config = {
         **json.loads(recipe.to_json()),
         "init_from": None if init_from is None else str(init_from),
@@ -49,31 +57,93 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         results = json.loads((workdir / "results.json").read_text())
         console.print(report.results_table(results, workdir))
         return results
-    engine.set_determinism(recipe)
+    engine.configure(recipe)
     run = engine.Run(recipe, data, strategy)
     if init_from is not None:  # before the workdir is claimed; a checkpoint overrides it
         with strategy.scope():
-            dg.convert.load_weights(run.model, init_from)
-    own = engine.own_folder(workdir, strategy)
+            load_initial_weights(run.model, init_from)
+    own = own_folder(workdir, strategy)
     own.mkdir(parents=True, exist_ok=True)
-    if engine.is_chief(strategy):
-        engine.write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
-    with engine.orbit_log(own / "train.log"), epoch_progress(console) as on_loop:
+    if is_chief(strategy):
+        text = json.dumps(config, indent=2) + "\n"
+        checkpoints.write_atomically(workdir / "config.json", text)
+    with (
+        engine.orbit_log(own / "train.log"),
+        epoch_progress(console) as on_loop,
+        stop_signals(run, console),
+    ):
         run.open(workdir, on_loop)
+        for warning in run.warnings:
+            console.print(warning, style="yellow")
         on_loop(run.step, run.total_steps)
-        metrics = None
-        for metrics in run.train_epochs():
+        for row in run.train_epochs():
             console.print(
-                f"epoch {metrics['epoch']}/{recipe.epochs}: test loss {metrics['loss']:.4f}, "
-                f"test accuracy {metrics['accuracy']:.4f}"
+                f"epoch {row['epoch']}/{recipe.epochs}: test loss {row['loss']:.4f}, "
+                f"test accuracy {row['accuracy']:.4f}"
             )
-        metrics = metrics or run.evaluate()
-    if not engine.is_chief(strategy):
+    run.finish()
+    if not is_chief(strategy):
         return {}
-    results = report.write_results(run, workdir, metrics)
+    results = report.write_results(run, workdir)
     console.print(report.samples_table(report.predict_samples(run, workdir)))
     console.print(report.results_table(results, workdir))
     return results
+
+
+def load_initial_weights(model, path):
+    """Loads weights to start from, all or nothing.
+
+    Args:
+        model: a classifier.
+        path: a file of `dgnet_keras.convert.load_weights` (timm's included), a checkpoint of a
+            run such as `runs/a/checkpoints/ckpt-100`, or a run's folder, whose finished model,
+            or else best weights, are taken. With another number of classes the backbone alone is
+            loaded.
+
+    Returns:
+        List of the paths of the weights loaded.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("model.keras", engine.BEST_WEIGHTS)]
+        found = [file for file in found if file.exists()]
+        if not found:
+            raise FileNotFoundError(
+                f"The folder {path} has neither model.keras nor {engine.BEST_WEIGHTS}. Expected "
+                "the folder of a run, one of its checkpoints/ckpt-<step>, or a weights file"
+            )
+        return dg.convert.load_weights(model, found[0])
+    if path.with_name(path.name + ".index").exists():
+        values = checkpoints.read_model_weights(path)
+        classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None
+        return convert.assign_with_head(model, values, path, classes)
+    return dg.convert.load_weights(model, path)
+
+
+@contextlib.contextmanager
+def stop_signals(run, console):
+    """SIGTERM, or Ctrl-C, stops the run after the loop at hand, once its state is saved."""
+
+    def stop(number, frame):
+        if run.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stop_requested = True
+        console.print(f"{signal.Signals(number).name}: saving, then stopping")
+
+    try:
+        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    except ValueError:  # not in the main thread, as in a notebook's worker: nothing to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_workdir(config, workdir):

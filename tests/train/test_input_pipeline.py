@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 import dgnet_keras as dg
-from train import input_pipeline
+from train import datasets, input_pipeline
 from train.configs import Recipe
 
 PREPROCESSING = dg.Preprocessing((8, 8), 1.0)
@@ -17,13 +19,12 @@ RECIPE = Recipe(
     random_flip=True,
     random_shift=2,
 )
+FOLDER = dataclasses.replace(RECIPE, dataset="folder")
 
 
 @pytest.fixture
 def split(rng):
-    return input_pipeline.Split(
-        np.arange(10) % 3, images=rng.integers(0, 256, (10, 8, 8, 3), "uint8")
-    )
+    return datasets.Split(np.arange(10) % 3, images=rng.integers(0, 256, (10, 8, 8, 3), "uint8"))
 
 
 def take(dataset, count=None):
@@ -47,7 +48,7 @@ def image_folder(tmp_path):
 
 
 def test_digits_are_real_images_with_a_fifth_held_out():
-    data = input_pipeline.load_data("digits")
+    data = datasets.load_data(RECIPE)
     assert (len(data.train), len(data.test)) == (1437, 360)
     assert data.train.images.shape == (1437, 8, 8, 3)
     assert data.train.images.max() == 255
@@ -76,8 +77,6 @@ def test_workers_share_the_test_split_without_overlap(split, replicas):
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ(split):
-    import dataclasses
-
     plain = dataclasses.replace(RECIPE, random_flip=False, random_shift=0)
     stream = input_pipeline.train_batches(split, PREPROCESSING, plain)
     images = take(stream, 4)["image"]
@@ -94,8 +93,6 @@ def test_the_stream_resumes_at_any_step(split):
 
 
 def test_another_seed_gives_another_stream(split):
-    import dataclasses
-
     a, b = (
         take(
             input_pipeline.train_batches(
@@ -115,7 +112,7 @@ def test_augmentation_moves_and_mirrors(split):
 
 
 def test_folders_are_read_with_their_splits(image_folder):
-    data = input_pipeline.load_data("folder", image_folder)
+    data = datasets.load_data(FOLDER, image_folder)
     assert data.class_names == ("cat", "dog")
     assert (len(data.train), len(data.test)) == (10, 6)
     seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3))
@@ -126,14 +123,14 @@ def test_folders_are_read_with_their_splits(image_folder):
 def test_a_folder_without_splits_has_a_fifth_held_out(tmp_path):
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 10)
-    data = input_pipeline.load_data("folder", tmp_path)
+    data = datasets.load_data(FOLDER, tmp_path)
     assert (len(data.train), len(data.test)) == (16, 4)
     assert not set(data.train.paths) & set(data.test.paths)
 
 
 def test_batch_normalisation_sees_a_real_image_in_place_of_a_broken_one(image_folder):
     (image_folder / "test" / "cat" / "1.jpg").write_bytes(b"")
-    data = input_pipeline.load_data("folder", image_folder)
+    data = datasets.load_data(FOLDER, image_folder)
     seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3))
     np.testing.assert_array_equal(seen["image"][1], seen["image"][0])
     assert seen["weight"][1] == 0
@@ -144,7 +141,7 @@ def test_odd_entries_of_a_class_folder(image_folder):
     (folder / "folder.jpg").mkdir()
     (folder / "notes.txt").write_text("not an image")
     (folder / "gone.JPG").symlink_to(folder / "nowhere.jpg")
-    data = input_pipeline.load_data("folder", image_folder)
+    data = datasets.load_data(FOLDER, image_folder)
     skipped = input_pipeline.SkippedImages()
     seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 7, skipped=skipped))
     assert seen["weight"].sum() == 6
@@ -156,7 +153,7 @@ def test_a_broken_image_is_named_skipped_and_counted(image_folder, broken, capfd
     path = image_folder / "test" / "cat" / "1.jpg"
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"cat"}[broken])
-    data = input_pipeline.load_data("folder", image_folder)
+    data = datasets.load_data(FOLDER, image_folder)
     skipped = input_pipeline.SkippedImages()
     for _ in range(2):
         seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3, skipped=skipped))
@@ -170,7 +167,7 @@ def test_odd_but_whole_images_are_read(image_folder):
     gray.save(image_folder / "test" / "cat" / "0.jpg")
     gray.convert("CMYK").save(image_folder / "test" / "cat" / "1.jpg")
     gray.convert("RGBA").save(image_folder / "test" / "cat" / "2.jpg", "PNG")
-    data = input_pipeline.load_data("folder", image_folder)
+    data = datasets.load_data(FOLDER, image_folder)
     seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 3))
     assert seen["weight"].all()
     np.testing.assert_allclose(PREPROCESSING.denormalize(seen["image"][:3]), 200, atol=2)
@@ -178,20 +175,20 @@ def test_odd_but_whole_images_are_read(image_folder):
 
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="--data-dir"):
-        input_pipeline.load_data("folder")
+        datasets.load_data(FOLDER)
     with pytest.raises(FileNotFoundError, match=r"No data folder at .*nowhere.*train/<class>"):
-        input_pipeline.load_data("folder", tmp_path / "nowhere")
+        datasets.load_data(FOLDER, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no class folders"):
-        input_pipeline.load_data("folder", tmp_path)
+        datasets.load_data(FOLDER, tmp_path)
     write_images(tmp_path / "train" / "cat")
     with pytest.raises(FileNotFoundError, match="none of: test, val"):
-        input_pipeline.load_data("folder", tmp_path)
+        datasets.load_data(FOLDER, tmp_path)
     write_images(tmp_path / "test" / "cow")
     with pytest.raises(ValueError, match=r"does not have: \['cow'\]"):
-        input_pipeline.load_data("folder", tmp_path)
+        datasets.load_data(FOLDER, tmp_path)
     (tmp_path / "train" / "cow").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*cow has no images"):
-        input_pipeline.load_data("folder", tmp_path)
+        datasets.load_data(FOLDER, tmp_path)
 
 
 def test_fewer_images_than_a_batch_are_refused(split):
@@ -200,8 +197,9 @@ def test_fewer_images_than_a_batch_are_refused(split):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match=r"'digits' or 'folder'.*'imagenet'"):
-        input_pipeline.load_data("imagenet")
+    for name in ("imagenet", "tfds:", "folder:x"):
+        with pytest.raises(ValueError, match=rf"digits, folder, tfrecord, tfds:NAME.*{name!r}"):
+            datasets.load_data(dataclasses.replace(RECIPE, dataset=name))
 
 
 @pytest.mark.slow
@@ -211,7 +209,7 @@ def test_the_cifar10_archive(cifar10_archive, tmp_path):
     with tarfile.open(cifar10_archive) as archive:
         members = [m for m in archive if m.isfile() and m.name.endswith("00.jpg")]
         archive.extractall(tmp_path, members, filter="data")
-    data = input_pipeline.load_data("folder", tmp_path / "cifar10")
+    data = datasets.load_data(FOLDER, tmp_path / "cifar10")
     assert len(data.class_names) == 10
     preprocessing = dg.Preprocessing((32, 32), 1.0)
     seen = take(input_pipeline.test_batches(data.test, preprocessing, len(data.test)))

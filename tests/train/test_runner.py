@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 
@@ -10,11 +12,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from train_helpers import logged_steps, wait_for_step
 
-from train import engine, input_pipeline, report, runner
+from train import checkpoints, datasets, engine, input_pipeline, report, runner, strategies, task
 from train.configs import get_recipe
 from train.imagenet import main
 
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
     "model_overrides.depths=[1,2]",
     "model_overrides.widths=[8,16]",
@@ -49,7 +53,7 @@ def test_a_run_learns_and_leaves_everything_behind(finished):
 def test_the_saved_model_is_the_trained_one(finished):
     _, workdir, results = finished
     model = keras.saving.load_model(workdir / "model.keras")
-    test = input_pipeline.load_data("digits").test
+    test = datasets.load_data(get_recipe("digits_resnet20")).test
     logits = model.predict(model.preprocessing(test.images), verbose=0)
     assert np.mean(logits.argmax(1) == test.labels) == pytest.approx(results["test_accuracy"])
     assert engine.weights_sha256(model) == results["weights_sha256"]
@@ -77,9 +81,9 @@ def test_a_dynamic_run_starts_from_a_trained_static_one(tmp_path):
 
 def test_other_data_in_the_same_workdir_is_refused(finished, monkeypatch):
     recipe, workdir, _ = finished
-    data = input_pipeline.load_data("digits")
+    data = datasets.load_data(get_recipe("digits_resnet20"))
     fewer = dataclasses.replace(data, test=data.test.take(np.arange(100)))
-    monkeypatch.setattr(input_pipeline, "load_data", lambda *_: fewer)
+    monkeypatch.setattr(datasets, "load_data", lambda *_: fewer)
     with pytest.raises(ValueError, match=r"other data.*'test_images': 360.*'test_images': 100"):
         runner.train(recipe, workdir)
 
@@ -107,7 +111,7 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     arguments = ["--config", "digits_resnet20", "--set", "learning_rate=1e30"]
     for item in TINY:
         arguments += ["--set", item]
-    with pytest.raises(SystemExit, match=r"loss is \w+ at step \d+: training has diverged"):
+    with pytest.raises(SystemExit, match=r"not finite at step \d+: training has diverged"):
         main([*arguments, "--workdir", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -122,48 +126,72 @@ def test_another_recipe_in_the_same_workdir_is_refused(finished):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
-    overrides = [*TINY, "deterministic=true"]
+def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
+    """kill -9 at random steps, within epochs and between; the hash is that of a quiet run."""
     command = [sys.executable, "-m", "train.imagenet", "--config", "digits_resnet20"]
-    for item in overrides:
+    for item in (*TINY, "epochs=8", "deterministic=true", "checkpoint_steps=10"):
         command += ["--set", item]
-    # Dies right after the first epoch's checkpoint, as kill -9 would make it.
-    code = f"""
-import os
-from train import engine, imagenet
-train_epochs = engine.Run.train_epochs
-def dying(run):
-    for metrics in train_epochs(run):
-        os._exit(9)
-engine.Run.train_epochs = dying
-imagenet.main({command[3:]!r} + ["--workdir", {str(tmp_path / "b")!r}])
-"""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    environment = {**os.environ, "PYTHONPATH": root}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root)
-    assert killed.returncode == 9
-    assert (tmp_path / "b" / "checkpoints" / "ckpt-44.index").exists()
+    command += ["--set", "steps_per_loop=2", "--workdir"]
+    rng = np.random.default_rng()
+    targets = sorted(rng.integers(1, 8 * 44 - 20, 5).tolist())
+    for target in targets:
+        process = run_command([*command, tmp_path / "killed"], wait=False)
+        wait_for_step(tmp_path / "killed", target)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "results.json").exists()
     hashes = []
-    for name in ("a", "b"):
-        subprocess.run(
-            [*command, "--workdir", tmp_path / name], check=True, env=environment, cwd=root
-        )
+    for name in ("killed", "quiet"):
+        run_command([*command, tmp_path / name])
         results = json.loads((tmp_path / name / "results.json").read_text())
         hashes.append(results["weights_sha256"])
-    assert hashes[0] == hashes[1]
+        history = json.loads((tmp_path / name / "history.json").read_text())
+        assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert hashes[0] == hashes[1], f"killed at {targets}"
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_and_the_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "train.imagenet", "--config", "digits_resnet20"]
+    for item in (*TINY, "steps_per_loop=2", "checkpoint_epochs=3"):
+        command += ["--set", item]
+    command += ["--workdir", tmp_path]
+    process = run_command(command, wait=False, stderr=subprocess.PIPE)
+    wait_for_step(tmp_path, 7)
+    process.terminate()
+    _, message = process.communicate()
+    assert process.returncode == 143
+    assert b"Stopped and saved" in message
+    (saved,) = checkpoints.steps_in(tmp_path / "checkpoints")
+    assert saved >= 8
+    seen = len(logged_steps(tmp_path))
+    run_command(command)
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 132
+    assert logged_steps(tmp_path)[seen] == saved
+
+
+def run_command(command, *, wait=True, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, **options)
+    if wait:
+        assert process.wait() == 0
+    return process
 
 
 def test_an_optimizer_step_is_that_of_keras_fit():
     """One engine step equals one step of `model.fit` on the same batch and loss."""
     recipe = get_recipe("digits_resnet20", [*TINY, "weight_decay=0.0", "momentum=0.0"])
-    data = input_pipeline.load_data("digits")
-    strategy = engine.make_strategy("one_device")
+    data = datasets.load_data(get_recipe("digits_resnet20"))
+    strategy = strategies.make_strategy("one_device")
     model, twin = (engine.create_model(recipe, 10) for _ in range(2))
     optimizer = keras.optimizers.SGD(0.1)
     optimizer.build(model.trainable_variables)
-    task = engine.Task(model, optimizer, recipe, strategy, None)
     batches = input_pipeline.train_batches(data.train, model.preprocessing, recipe)
-    task.train_step(iter(batches))
+    step = tf.Variable(0, dtype=tf.int64)
+    trainer = task.Trainer(
+        model, model.trainable_variables, optimizer, recipe, strategy, batches, step
+    )
+    trainer.train(tf.constant(1))
     batch = next(iter(batches))
     twin.compile(
         keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -176,6 +204,11 @@ def test_an_optimizer_step_is_that_of_keras_fit():
 def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
     workdir = str(tmp_path / "run")
     for arguments, message in [
+        (["--config", "digits_resnet20", "--strategy", "tpu"], "needs a TPU"),
+        (["--config", "digits_resnet20", "--set", "accumulation_steps=5"], "accumulation_steps=5"),
+        (["--config", "digits_resnet20", "--init-from", "/tmp"], "neither model.keras nor best"),
+        (["--config", "imagenet_resnet50"], "TFRecords.*--data-dir"),
+        (["--config", "imagenet_resnet50", "--data-dir", "/nowhere"], "No TFRecords found"),
         (["--config", "digits"], "Unknown recipe 'digits'"),
         (["--config", "cifar10_resnet20"], "--data-dir"),
         (["--config", "cifar10_resnet20", "--data-dir", "/nowhere"], "No data folder at /nowhere"),
@@ -205,7 +238,7 @@ def test_replicas_that_do_not_divide_the_batch_are_refused():
 
 def test_predictions_come_from_a_process_without_keras(finished):
     _, workdir, _ = finished
-    data = input_pipeline.load_data("digits")
+    data = datasets.load_data(get_recipe("digits_resnet20"))
 
     class Finished:
         pass

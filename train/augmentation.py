@@ -1,0 +1,133 @@
+"""Augmentation of training images: stateless by image, keras-cv's by batch.
+
+What is keyed by (seed, epoch, position) repeats bit for bit and resumes; keras-cv's layers do not
+(a recipe refuses them together with `deterministic`).
+"""
+
+import tensorflow as tf
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+ERASED_AREA = (0.02, 1 / 3)
+
+
+def crop_box(shape, recipe, seed):
+    """A random part of an image, of random area and aspect ratio ("Inception crop").
+
+    Args:
+        shape: int32 (3,): height, width, channels of the image in pixels.
+        recipe: a `Recipe`; `random_resized_crop` is the least share of the image's area.
+        seed: int64 (2,).
+
+    Returns:
+        int32 (4,): top, left, height, width in pixels.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros((1, 0, 4)),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=ASPECT_RATIOS,
+        area_range=(recipe.random_resized_crop, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], size[:2]], axis=0)
+
+
+def augment(image, recipe, seed):
+    """Random shift and mirroring, as the recipe says; the same for the same seed.
+
+    Args:
+        image: float32 (height, width, channels), 0 to 255.
+        recipe: a `Recipe`.
+        seed: int64 (2,).
+
+    Returns:
+        Tensor like `image`.
+    """
+    if recipe.random_shift:
+        pad = recipe.random_shift
+        padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
+        image = tf.image.stateless_random_crop(padded, tf.shape(image), seed)
+    if recipe.random_flip:
+        image = tf.image.stateless_random_flip_left_right(image, seed)
+    return image
+
+
+def erase(image, probability, seed):
+    """A random rectangle becomes noise (Zhong et al., arXiv 1708.04896), or the image stays.
+
+    Args:
+        image: float32 (height, width, channels), 0 to 255.
+        probability: of erasing, in [0, 1].
+        seed: int64 (2,).
+
+    Returns:
+        Tensor like `image`. The rectangle covers 2 to 33 % of the area, in an aspect ratio of 0.3
+        to 3.3; its pixels are uniform in 0 to 255.
+    """
+    key = tf.random.experimental.stateless_fold_in(seed, 1)
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    chance, area, ratio, y, x = tf.unstack(tf.random.stateless_uniform([5], key))
+    area = height * width * (ERASED_AREA[0] + area * (ERASED_AREA[1] - ERASED_AREA[0]))
+    ratio = tf.exp((2 * ratio - 1) * tf.math.log(1 / 0.3))
+    h = tf.minimum(tf.sqrt(area * ratio), height)
+    w = tf.minimum(tf.sqrt(area / ratio), width)
+    top, left = y * (height - h), x * (width - w)
+    rows, columns = tf.range(height)[:, None, None], tf.range(width)[None, :, None]
+    inside = (rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)
+    noise = tf.random.stateless_uniform(tf.shape(image), key, 0, 255)
+    return tf.where(inside & (chance < probability), noise, image)
+
+
+def rand_augment(recipe, start_step):
+    """keras-cv's RandAugment: a function of a float32 image (height, width, 3), 0 to 255.
+
+    Where it is off the function gives back what it is given.
+    """
+    if not recipe.rand_augment_layers:
+        return lambda image: image
+    import keras_cv
+
+    layer = keras_cv.layers.RandAugment(
+        value_range=(0, 255),
+        augmentations_per_image=recipe.rand_augment_layers,
+        magnitude=recipe.rand_augment_magnitude,
+        seed=recipe.seed + start_step,  # a resumed run does not repeat its beginning
+    )
+    return lambda image: tf.ensure_shape(
+        tf.cast(layer(image, training=True), tf.float32), image.shape
+    )
+
+
+def mix(recipe, num_classes, start_step):
+    """keras-cv's MixUp and CutMix as a function of a batch, or None where both are off.
+
+    The function takes and gives a dict with `image` (batch, height, width, channels) and `label`
+    (batch,); it adds `target`, float32 (batch, classes), the share of each class in each image.
+    """
+    if not recipe.mixup_alpha and not recipe.cutmix_alpha:
+        return None
+    import keras_cv
+
+    layers = []
+    seed = recipe.seed + start_step  # a resumed run does not repeat its beginning
+    if recipe.mixup_alpha:
+        layers.append(keras_cv.layers.MixUp(alpha=recipe.mixup_alpha, seed=seed))
+    if recipe.cutmix_alpha:
+        layers.append(keras_cv.layers.CutMix(alpha=recipe.cutmix_alpha, seed=seed))
+
+    def apply(batch):
+        inputs = {"images": batch["image"], "labels": tf.one_hot(batch["label"], num_classes)}
+        if len(layers) == 1:
+            mixed = layers[0](inputs, training=True)
+        else:
+            mixed = tf.cond(
+                tf.random.uniform(()) < 0.5,
+                lambda: layers[0](inputs, training=True),
+                lambda: layers[1](inputs, training=True),
+            )
+        image = tf.ensure_shape(tf.cast(mixed["images"], tf.float32), batch["image"].shape)
+        return {**batch, "image": image, "target": tf.cast(mixed["labels"], tf.float32)}
+
+    return apply

@@ -1,0 +1,120 @@
+"""`tf.distribute` strategies by name, and which process writes what."""
+
+import contextlib
+import os
+
+import tensorflow as tf
+
+from dgnet_keras.layers.gate import check_choice
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+
+def make_strategy(name):
+    """A `tf.distribute` strategy.
+
+    Args:
+        name: `"one_device"` (the first GPU, or the CPU), `"mirrored"` (all GPUs, or all logical
+            CPU devices, of this host), `"multi_worker"` (all hosts of `TF_CONFIG`) or `"tpu"` (the
+            TPU of this machine, or that of the environment variable `TPU_NAME`).
+
+    Raises:
+        ValueError: for an unknown name, `"multi_worker"` without `TF_CONFIG`, or `"tpu"` where
+            none answers.
+    """
+    check_choice("strategy", name, STRATEGIES)
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise ValueError(
+                "The strategy 'multi_worker' needs the environment variable TF_CONFIG, which "
+                "names the workers and which of them this process is."
+            )
+        # Before anything else asks for devices: collectives are set up at program start-up.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu_strategy()
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _tpu_strategy():
+    address = os.environ.get("TPU_NAME", "local")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
+        if address != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"The strategy 'tpu' needs a TPU and a TensorFlow built for it. None answers at "
+            f"{address!r} (TPU_NAME): {reason[0] if reason else type(error).__name__}"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def is_chief(strategy):
+    """Whether this process writes what a run leaves behind."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def own_folder(workdir, strategy):
+    """The workdir, or for a worker that is not the chief, which must write too, a folder in it."""
+    if is_chief(strategy):
+        return workdir
+    return workdir / f".worker-{strategy.cluster_resolver.task_id}"
+
+
+def averaging(strategy, variables):
+    """A function that makes every replica's copy of the variables the mean over replicas.
+
+    Batch normalisation that is not synchronised leaves other statistics on each replica: without
+    this a checkpoint would hold those of the first, and evaluation would use all of them.
+
+    Args:
+        strategy: a `tf.distribute` strategy.
+        variables: Keras variables.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return lambda: None
+
+    def average():
+        context = tf.distribute.get_replica_context()
+        values = [tf.identity(v.value) for v in variables]
+        means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, mean in zip(variables, means, strict=True):
+            variable.value.assign(mean)
+
+    return tf.function(lambda: strategy.run(average))
+
+
+def agreement(strategy):
+    """A function of a bool that says whether it is true in any process; all must call it."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return lambda flag: flag
+
+    @tf.function
+    def total(flag):
+        return strategy.reduce(
+            tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, args=(flag,)), axis=None
+        )
+
+    return lambda flag: bool(total(tf.constant(float(flag))) > 0)
+
+
+@contextlib.contextmanager
+def moved(strategy, variables, finalize):
+    """Within the context the variables have the values that `finalize()` gives them."""
+    with strategy.scope():
+        values = [v.numpy() for v in variables]
+        finalize()
+    try:
+        yield
+    finally:
+        with strategy.scope():
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
