@@ -77,8 +77,16 @@ class Preprocessing:
             float32 of the same rank, `image_size` high and wide, 0 to 255.
         """
         images = tf.cast(images, tf.float32)
-        if tuple(images.shape[-3:-1]) == self.image_size and self.crop == 1:
+        if self.crop < 1:
+            return self._resize_and_crop(images)
+        if tuple(images.shape[-3:-1]) == self.image_size:
             return images
+        # Resizing to the size that an image has changes nothing, and takes most of the time of
+        # reading a small one.
+        fits = tf.reduce_all(tf.shape(images)[-3:-1] == self.image_size)
+        return tf.cond(fits, lambda: images, lambda: self._resize_and_crop(images))
+
+    def _resize_and_crop(self, images):
         target = tf.constant(self.image_size, tf.float32)
         size = tf.cast(tf.shape(images)[-3:-1], tf.float32)
         scale = tf.reduce_max(target / size) / self.crop

@@ -26,12 +26,12 @@ class SkippedImages:
     def __len__(self):
         return len(self.names)
 
-    def __call__(self, path):
-        """Records `path`, a bytes string; says its name the first time that it is met."""
-        name = path.decode(errors="replace")
-        if name not in self.names:
-            self.names.add(name)
-            print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
+    def __call__(self, names):
+        """Records names, bytes (count,); says each the first time that it is met."""
+        for name in (n.decode(errors="replace") for n in names):
+            if name not in self.names:
+                self.names.add(name)
+                print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
         return np.int64(len(self.names))
 
 
@@ -63,7 +63,7 @@ def train_batches(
     """
     make_stream = _shuffled_records if isinstance(split, Records) else _shuffled_indices
     stream = make_stream(split, recipe, start_step, context or tf.distribute.InputContext())
-    read = _reader(split, preprocessing, skipped, recipe)
+    read = _reader(split, preprocessing, recipe)
     rand_augment = augmentation.rand_augment(recipe, start_step)
 
     def example(element):
@@ -76,7 +76,7 @@ def train_batches(
         return {**parts, "image": image}
 
     mix = augmentation.mix(recipe, num_classes, start_step)
-    return _batches(stream, example, preprocessing, recipe.batch_size, context, mix)
+    return _batches(stream, example, preprocessing, recipe.batch_size, context, skipped, mix)
 
 
 def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
@@ -97,13 +97,13 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
     """
     make_stream = _ordered_records if isinstance(split, Records) else _ordered_indices
     stream = make_stream(split, batch_size, context or tf.distribute.InputContext())
-    read = _reader(split, preprocessing, skipped)
+    read = _reader(split, preprocessing)
 
     def example(element):
         parts = read(element)
-        return {**parts, "weight": parts["weight"] * element["weight"]}
+        return {**parts, "counted": element["weight"]}
 
-    return _batches(stream, example, preprocessing, batch_size, context)
+    return _batches(stream, example, preprocessing, batch_size, context, skipped)
 
 
 def steps_per_epoch(split, recipe):
@@ -225,14 +225,18 @@ def _ordered_records(records, batch_size, context):
     return serialized.concatenate(filling).enumerate().map(element)
 
 
-def _batches(stream, example, preprocessing, batch_size, context, mix=None):
+def _batches(stream, example, preprocessing, batch_size, context, skipped, mix=None):
     if context is not None:
         batch_size //= context.num_replicas_in_sync
     options = tf.data.Options()
     options.deterministic = True
 
+    skipped = SkippedImages() if skipped is None else skipped
+
     def finish(batch):
-        batch = _substitute(batch)
+        batch = _substitute(_report(batch, skipped))
+        if "counted" in batch:
+            batch["weight"] *= batch.pop("counted")
         batch = {**batch, "image": preprocessing.normalize(batch["image"])}
         return mix(batch) if mix else batch
 
@@ -241,6 +245,21 @@ def _batches(stream, example, preprocessing, batch_size, context, mix=None):
         finish, num_parallel_calls=2 if mix else None
     )
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _report(batch, skipped):
+    """The batch without names; `skipped` is told those of the images that were not decoded."""
+    batch = dict(batch)
+    if "name" not in batch:
+        return batch
+    names = tf.boolean_mask(batch.pop("name"), batch["weight"] < 0.5)
+
+    def report():
+        return tf.numpy_function(skipped, [names], tf.int64)
+
+    total = tf.cond(tf.size(names) > 0, report, lambda: tf.zeros((), tf.int64))
+    with tf.control_dependencies([total]):
+        return {**batch, "weight": tf.identity(batch["weight"])}
 
 
 def _substitute(batch):
@@ -252,20 +271,20 @@ def _substitute(batch):
     first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
     source = tf.where(weight > 0, tf.range(tf.size(weight)), first)
     return {
+        **batch,
         "image": tf.gather(batch["image"], source),
         "label": tf.gather(batch["label"], source),
-        "weight": weight,
     }
 
 
-def _reader(split, preprocessing, skipped, recipe=None):
+def _reader(split, preprocessing, recipe=None):
     """A function from an element of a stream (and a seed, in training) to an example.
 
     Returns:
-        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label` and
-        `weight`. With a recipe that crops at random, that part of the image is taken.
+        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label`,
+        `weight` (0 if it cannot be decoded) and, for images in files, `name`. With a recipe that
+        crops at random, that part of the image is taken.
     """
-    skipped = SkippedImages() if skipped is None else skipped
     channels = len(preprocessing.mean)
     shape = (*preprocessing.image_size, channels)
     cropping = recipe if recipe is not None and recipe.random_resized_crop else None
@@ -297,29 +316,18 @@ def _reader(split, preprocessing, skipped, recipe=None):
     def from_file(path, seed):
         return from_encoded(tf.io.read_file(path), seed)
 
-    def decode(raw, seed):
-        name = raw["name"]
-        if "encoded" in raw:
-            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
-        else:
-            image, weight = _try(name, seed, from_file, shape)
-
-        def report():
-            count = tf.numpy_function(skipped, [name], tf.int64)
-            with tf.control_dependencies([count]):
-                return tf.zeros(())
-
-        return image, tf.cond(weight > 0, lambda: tf.ones(()), report)
-
     fetch = _fetcher(split)
 
     def read(element, seed=(0, 0)):
         raw = fetch(element)
         if "pixels" in raw:
             image, weight = from_pixels(raw["pixels"], seed), tf.ones(())
+        elif "encoded" in raw:
+            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
         else:
-            image, weight = decode(raw, seed)
-        return {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
+            image, weight = _try(raw["name"], seed, from_file, shape)
+        parts = {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
+        return {**parts, "name": raw["name"]} if "name" in raw else parts
 
     return read
 
