@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -160,6 +161,26 @@ def test_a_broken_image_is_named_skipped_and_counted(image_folder, broken, capfd
     assert seen["weight"].tolist() == [1, 0, 1, 1, 1, 1]
     assert skipped.names == {str(path)}
     assert capfd.readouterr().err.count(f"Skipped: {path} cannot be decoded") == 1
+
+
+def test_one_truncated_jpeg_in_a_hundred_costs_that_one_alone(tmp_path):
+    """Every other image is trained on and evaluated, and the broken ones are named."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / part / name, 100)
+    broken = {str(tmp_path / part / "dog" / "7.jpg") for part in ("train", "test")}
+    for path in broken:
+        content = pathlib.Path(path).read_bytes()
+        pathlib.Path(path).write_bytes(content[: len(content) // 2])
+    data = datasets.load_data(FOLDER, tmp_path)
+    skipped = input_pipeline.SkippedImages()
+    recipe = dataclasses.replace(FOLDER, batch_size=50)
+    train = input_pipeline.train_batches(data.train, PREPROCESSING, recipe, skipped=skipped)
+    test = input_pipeline.test_batches(data.test, PREPROCESSING, 50, skipped=skipped)
+    for seen in (take(train, 4), take(test)):
+        assert seen["weight"].sum() == 199
+        assert seen["label"][seen["weight"] > 0].sum() == 99
+    assert skipped.names == broken
 
 
 def test_odd_but_whole_images_are_read(image_folder):

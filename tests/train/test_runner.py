@@ -151,7 +151,7 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_and_the_command_goes_on(tmp_path):
+def test_sigterm_saves_and_the_command_goes_on_past_a_broken_checkpoint(tmp_path):
     command = [sys.executable, "-m", "train.imagenet", "--config", "digits_resnet20"]
     for item in (*TINY, "steps_per_loop=2", "checkpoint_epochs=3"):
         command += ["--set", item]
@@ -165,7 +165,15 @@ def test_sigterm_saves_and_exits_and_the_command_goes_on(tmp_path):
     (saved,) = checkpoints.steps_in(tmp_path / "checkpoints")
     assert saved >= 8
     seen = len(logged_steps(tmp_path))
-    run_command(command)
+    # Meanwhile a newer checkpoint has come to harm: the run says so and takes the whole one.
+    for part in ("index", "data-00000-of-00001"):
+        whole = (tmp_path / "checkpoints" / f"ckpt-{saved}.{part}").read_bytes()
+        broken = whole if part == "index" else whole[:100]
+        (tmp_path / "checkpoints" / f"ckpt-{saved + 1}.{part}").write_bytes(broken)
+    process = run_command(command, wait=False, stdout=subprocess.PIPE)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"ckpt-{saved + 1} cannot be read" in "".join(output.decode().split("\n"))
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 132
     assert logged_steps(tmp_path)[seen] == saved
 
