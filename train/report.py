@@ -143,6 +143,8 @@ def samples_table(rows):
 def results_table(results, workdir):
     """A table of `results.json`."""
     table = Table(title=f"Run in {workdir}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in results.items():
         if name == "skipped_images":
             value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])

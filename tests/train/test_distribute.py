@@ -162,3 +162,17 @@ def test_a_killed_worker_loses_nothing_past_the_last_checkpoint(tmp_path):
     assert (tmp_path / "export" / "1" / "saved_model.pb").exists()
     assert "test_accuracy" in chief
     assert "test accuracy" not in other
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_worker_stops_both_at_the_same_step(tmp_path):
+    arguments = [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path]
+    workers = start_workers([*arguments, "--set", "steps_per_loop=2"])
+    wait_for_step(tmp_path, 6)
+    workers[1].send_signal(signal.SIGTERM)
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [143, 143], outputs
+    assert "Stopped and saved" in outputs[0]
+    (step,) = checkpoints.steps_in(tmp_path / "checkpoints")
+    assert step >= 6
+    assert checkpoints.steps_in(tmp_path / ".worker-1" / "checkpoints") == [step]
