@@ -24,7 +24,7 @@ def crop_box(shape, recipe, seed):
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros((1, 0, 4)),
-        seed,
+        tf.random.experimental.stateless_fold_in(seed, 2),  # not the bits that mirroring draws
         min_object_covered=0.0,
         aspect_ratio_range=ASPECT_RATIOS,
         area_range=(recipe.random_resized_crop, 1.0),

@@ -65,6 +65,24 @@ def test_random_crops_are_of_the_area_and_aspect_ratio_asked_for(shape):
             assert (w + 1) / (h - 1) >= 3 / 4
 
 
+def test_what_is_drawn_for_an_image_is_drawn_independently():
+    recipe = dataclasses.replace(RECIPE, random_resized_crop=0.1, random_flip=True)
+    marked = np.zeros((16, 16, 1), "float32")
+    marked[:, 0] = 1
+    drawn = []
+    for k in range(300):
+        seed = tf.random.experimental.stateless_fold_in([0, tf.constant(1, tf.int64)], k)
+        top, left, height, width = augmentation.crop_box((64, 64, 3), recipe, seed).numpy()
+        mirrored = augmentation.augment(marked, recipe, seed).numpy()[0, 0, 0] == 0
+        erased = augmentation.erase(marked, 0.5, seed).numpy()
+        drawn.append(
+            [height / width, height * width, top, left, mirrored, (erased != marked).any()]
+        )
+    correlation = np.corrcoef(np.array(drawn, float).T)
+    for a, b in [(0, 4), (1, 4), (2, 4), (3, 4), (0, 5), (4, 5)]:
+        assert abs(correlation[a, b]) < 0.2, (a, b)
+
+
 def test_erasing_makes_a_rectangle_noise():
     image = tf.fill((32, 32, 3), -1.0)
     areas = []
