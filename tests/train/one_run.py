@@ -40,8 +40,22 @@ def main(strategy_name, devices, workdir, *overrides):
     with engine.orbit_log(folder / "train.log"):
         run.open(pathlib.Path(workdir))
         rows = list(run.train_epochs())
+    if strategy_name == "one_device":
+        rows[-1]["near_threshold"] = near_threshold(run)
     np.savez(folder / "weights.npz", **{v.path: v.numpy() for v in run.model.weights})
     (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def near_threshold(run):
+    """Number of test images of which an open edge is within 1e-4 of the threshold."""
+    import dgnet_keras as dg
+
+    images = run.model.preprocessing(run.data.test.images)
+    near = np.zeros(len(images), bool)
+    for adjacency in dg.adjacency(run.model, images).values():
+        margin = adjacency - run.recipe.threshold
+        near |= ((adjacency > 0) & (margin < 1e-4)).any(axis=(1, 2))
+    return int(near.sum())
 
 
 main(*sys.argv[1:])
