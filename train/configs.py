@@ -132,7 +132,8 @@ class Recipe:
                 raise ValueError(f"`{name}` must be positive. Received: {getattr(self, name)}")
         for names, low, high in (
             (("learning_rate", "router_lr_multiplier", "warmup_epochs"), 0, math.inf),
-            (("weight_decay", "random_shift", "checkpoint_steps", "seed"), 0, math.inf),
+            (("weight_decay", "random_shift", "checkpoint_steps"), 0, math.inf),
+            (("seed",), 0, 2**32),
             (("freeze_backbone_epochs", "freeze_routers_epochs"), 0, math.inf),
             ((*KERAS_CV, "first_label"), 0, math.inf),
             (("momentum", "label_smoothing", "ema_momentum", "random_resized_crop"), 0, 1),
@@ -144,8 +145,8 @@ class Recipe:
                     raise ValueError(
                         f"`{name}` must be in [{low}, {until}. Received: {getattr(self, name)}"
                     )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"`clip_norm` must be positive. Received: {self.clip_norm}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"`clip_norm` must be positive and finite. Received: {self.clip_norm}")
         if self.deterministic and (used := [k for k in KERAS_CV if getattr(self, k)]):
             raise ValueError(
                 "keras-cv's augmentation does not repeat bit for bit: with `deterministic` set "

@@ -82,20 +82,37 @@ class Records:
 
     def in_memory(self):
         """All records read: a `Split`."""
-        return self._read(tf.data.TFRecordDataset(list(self.files)))
+        return self._read(self.ordered(self.files))
 
     def sample(self, count):
         """The first `count` records, as a `Split`."""
-        return self._read(tf.data.TFRecordDataset(list(self.files)).take(count))
+        return self._read(self.ordered(self.files).take(count))
 
-    def _read(self, serialized):
-        rows = list(serialized.map(self.parse, tf.data.AUTOTUNE).as_numpy_iterator())
-        names = [row["name"].decode() or f"record {i}" for i, row in enumerate(rows)]
+    def ordered(self, files):
+        """The records of some files, in order: (serialised, name) as `numbered_records`."""
+        return tf.data.Dataset.from_tensor_slices(list(files)).flat_map(numbered_records)
+
+    def named(self, serialized, name):
+        """As `parse`; a record without a name of its own has the one given."""
+        parts = self.parse(serialized)
+        return {**parts, "name": tf.where(parts["name"] == "", name, parts["name"])}
+
+    def _read(self, numbered):
+        rows = list(numbered.map(self.named, tf.data.AUTOTUNE).as_numpy_iterator())
         return Split(
             np.array([row["label"] for row in rows], "int64"),
-            paths=np.array(names),
+            paths=np.array([row["name"].decode(errors="replace") for row in rows]),
             encoded=np.array([row["encoded"] for row in rows], dtype=object),
         )
+
+
+def numbered_records(path):
+    """The records of a file: (serialised, "<file> record <number>"), string scalars."""
+
+    def name(number, serialized):
+        return serialized, tf.strings.join([path, " record ", tf.strings.as_string(number)])
+
+    return tf.data.TFRecordDataset(path).enumerate().map(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from train import augmentation
-from train.datasets import Records
+from train.datasets import Records, numbered_records
 
 PARALLEL_FILES = 16
 
@@ -174,7 +174,7 @@ def _shuffled_records(records, recipe, start_step, context):
         if whole:  # otherwise a worker's share would be of other records in each epoch
             order = tf.random.experimental.stateless_shuffle(order, seed=[recipe.seed, number])
         serialized = tf.data.Dataset.from_tensor_slices(order).interleave(
-            tf.data.TFRecordDataset,
+            numbered_records,
             cycle_length=min(PARALLEL_FILES, len(files)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -184,7 +184,8 @@ def _shuffled_records(records, recipe, start_step, context):
 
         def element(position, record):
             return {
-                "serialized": record,
+                "serialized": record[0],
+                "name": record[1],
                 "position": position * workers + worker,
                 "epoch": number,
             }
@@ -207,19 +208,19 @@ def _shuffled_records(records, recipe, start_step, context):
 def _ordered_records(records, batch_size, context):
     workers, worker = context.num_input_pipelines, context.input_pipeline_id
     files, whole, counts = _shares(records, context)
-    serialized = tf.data.TFRecordDataset(list(files))
+    serialized = records.ordered(files)
     if not whole:
         serialized = serialized.shard(workers, worker)
     share = batch_size // workers
     padding = -(-max(counts) // share) * share - counts[worker]
-    filling = tf.data.TFRecordDataset(list(files)).take(1).repeat(padding)
+    filling = records.ordered(files).take(1).repeat(padding)
     own = counts[worker]
 
     def element(position, record):
         return {
-            "serialized": record,
+            "serialized": record[0],
+            "name": record[1],
             "weight": tf.cast(position < own, tf.float32),
-            "position": position * workers + worker,
         }
 
     return serialized.concatenate(filling).enumerate().map(element)
@@ -252,7 +253,10 @@ def _report(batch, skipped):
     batch = dict(batch)
     if "name" not in batch:
         return batch
-    names = tf.boolean_mask(batch.pop("name"), batch["weight"] < 0.5)
+    broken = batch["weight"] < 0.5
+    if "counted" in batch:  # not the images that only fill up the last batch
+        broken &= batch["counted"] > 0.5
+    names = tf.boolean_mask(batch.pop("name"), broken)
 
     def report():
         return tf.numpy_function(skipped, [names], tf.int64)
@@ -352,13 +356,7 @@ def _fetcher(split):
         that name must still be read) `encoded`.
     """
     if isinstance(split, Records):
-
-        def parse(element):
-            parts = split.parse(element["serialized"])
-            number = tf.strings.join(["record ", tf.strings.as_string(element["position"])])
-            return {**parts, "name": tf.where(parts["name"] == "", number, parts["name"])}
-
-        return parse
+        return lambda element: split.named(element["serialized"], element["name"])
     columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
     columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
     columns["label"] = tf.constant(split.labels)

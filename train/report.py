@@ -17,6 +17,7 @@ from train.checkpoints import write_atomically
 from train.engine import weights_sha256
 
 NUM_SAMPLES = 5
+CANDIDATES = 25
 MAX_FIGURE_IMAGES = 1000
 
 
@@ -58,7 +59,9 @@ def _save_model(model, path):
 def plot_test_adjacency(run, path):
     """Draws mean edge weight and open rate by class, over images of the test split."""
     model, split = run.model, run.data.test
-    batches = input_pipeline.test_batches(split.sample(MAX_FIGURE_IMAGES), model.preprocessing, 100)
+    batches = input_pipeline.test_batches(
+        split.sample(MAX_FIGURE_IMAGES), model.preprocessing, 100, skipped=run.skipped
+    )
     images, labels = [], []
     for batch in batches:
         kept = batch["weight"].numpy() > 0
@@ -100,24 +103,19 @@ def predict_samples(run, workdir):
     Returns:
         List of dicts: `file`, `true`, `label` (predicted), `probability`.
     """
-    split = run.data.test
-    if getattr(split, "paths", None) is not None:
-        split = split.take(~np.isin(split.paths, list(run.skipped.names)))
-    split = split.sample(NUM_SAMPLES)
-    names = [run.data.class_names[label] for label in split.labels]
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
-    files = []
-    for k, name in enumerate(names):
-        if split.paths is None:
-            content, suffix = tf.io.encode_png(split.images[k]).numpy(), ".png"
-        elif split.encoded is None:
-            source = pathlib.Path(split.paths[k])
-            content, suffix = source.read_bytes(), source.suffix
-        else:
-            content, suffix = split.encoded[k], pathlib.Path(split.paths[k]).suffix
-        files.append(folder / f"{k}_{name.replace('/', '_')}{suffix}")
-        files[-1].write_bytes(content)
+    names, files = [], []
+    split = run.data.test.sample(CANDIDATES)
+    content = _decodable(split)
+    chosen = list(content)[:: max(1, len(content) // NUM_SAMPLES)][:NUM_SAMPLES]
+    for k, i in enumerate(chosen):
+        names.append(run.data.class_names[split.labels[i]])
+        suffix = ".png" if split.paths is None else pathlib.Path(split.paths[i]).suffix
+        files.append(folder / f"{k}_{names[-1].replace('/', '_')}{suffix}")
+        files[-1].write_bytes(content[i])
+    if not files:
+        return []
     script = pathlib.Path(__file__).with_name("predict_saved_model.py")
     answer = subprocess.run(
         [sys.executable, script, workdir / "export" / "1", *files],
@@ -128,6 +126,22 @@ def predict_samples(run, workdir):
     )
     rows = [json.loads(line) for line in answer.stdout.splitlines()]
     return [{"true": name, **row} for name, row in zip(names, rows, strict=True)]
+
+
+def _decodable(split):
+    """Dict of index to encoded image, of those images of a `Split` that can be decoded."""
+    found = {}
+    split = split.in_memory()
+    for i in range(len(split)):
+        if split.paths is None:
+            found[i] = tf.io.encode_png(split.images[i]).numpy()
+            continue
+        try:
+            tf.io.decode_image(split.encoded[i], expand_animations=False)
+        except tf.errors.OpError:
+            continue
+        found[i] = split.encoded[i]
+    return found
 
 
 def samples_table(rows):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 import dgnet_keras as dg
-from train import datasets, input_pipeline
+from train import datasets, input_pipeline, report
 from train.configs import Recipe
 
 PREPROCESSING = dg.Preprocessing((8, 8), 1.0)
@@ -127,6 +127,28 @@ def test_workers_share_the_records_without_overlap(records, workers):
         for c in contexts
     ]
     assert sorted(k for seen in train for k in seen) == list(range(18))
+
+
+def test_a_broken_record_is_named_by_its_file_and_place(tmp_path):
+    """The same in every epoch; examples that fill up the last batch are not reported."""
+
+    def content(value):
+        return b"junk" if value in (0, 36) else jpeg(value)
+
+    write_shards(tmp_path, "train", (7, 6), content=content)
+    write_shards(tmp_path, "validation", (3, 2), content=content)
+    data = datasets.load_data(RECIPE, tmp_path)
+    for batches, split, names in (
+        (input_pipeline.train_batches, data.train, {"train-00000-of-00002 record 0",
+                                                    "train-00001-of-00002 record 2"}),
+        (input_pipeline.test_batches, data.test, {"validation-00000-of-00002 record 0"}),
+    ):  # fmt: skip
+        skipped = input_pipeline.SkippedImages()
+        recipe = RECIPE if split is data.train else 4
+        list(batches(split, PREPROCESSING, recipe, skipped=skipped).take(12))
+        assert skipped.names == {f"{tmp_path}/{name}" for name in names}
+    rows = report._decodable(data.test.sample(5))
+    assert list(rows) == [1, 2, 3, 4]
 
 
 def test_classes_have_the_names_of_labels_txt(records):
