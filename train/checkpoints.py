@@ -63,6 +63,7 @@ class Checkpoints:
 
     def __init__(self, directory, source, variables, values, keep):
         self.directory = directory
+        self.last_good = None  # step of the newest checkpoint known to be whole
         self.source = source
         self.shapes = {
             f"{name}/{BY_PATH}/{_escape(v.path)}{VALUE}": list(v.shape)
@@ -87,13 +88,14 @@ class Checkpoints:
             self.manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
             self._remove(step)
-            newest = steps_in(self.directory)
+            good = self.last_good
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.directory} "
                 f"({_free(self.directory)} free): {_first_line(error)}\n"
-                + (f"The last good checkpoint is of step {newest[0]}. " if newest else "")
+                + ("" if good is None else f"The last good checkpoint is of step {good}. ")
                 + "Make room; the same command then goes on from there."
             ) from error
+        self.last_good = step
 
     def _remove(self, step):
         for path in self.directory.glob(f"ckpt-{step}[._]*"):
@@ -118,6 +120,7 @@ class Checkpoints:
                 broken.append(str(error))
                 continue
             self.checkpoint.restore(prefix).assert_consumed()
+            self.last_good = step
             return step, broken
         if broken:
             raise ValueError(

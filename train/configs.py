@@ -122,6 +122,13 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        if len(self.input_shape) != 3 or not all(
+            type(size) is int and size > 0 for size in self.input_shape
+        ):
+            raise ValueError(
+                "`input_shape` must be (height, width, channels), positive integers. "
+                f"Received: {self.input_shape}"
+            )
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name in (

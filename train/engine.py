@@ -255,10 +255,10 @@ class Run:
         self.checkpoints.save(self.step)
 
     def _last_good(self):
-        steps = checkpoints.steps_in(self.checkpoints.source)
-        if not steps:
+        step = self.checkpoints.last_good
+        if step is None:
             return "There is no checkpoint yet."
-        return f"The last good checkpoint is {self.checkpoints.source / f'ckpt-{steps[0]}'}"
+        return f"The last good checkpoint is {self.checkpoints.source / f'ckpt-{step}'}"
 
     def _end_epoch(self, train_metrics):
         """Evaluates, keeps the best weights, and writes the epoch's row into `history.json`."""

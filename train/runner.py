@@ -59,7 +59,8 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         return results
     engine.configure(recipe)
     run = engine.Run(recipe, data, strategy)
-    if init_from is not None:  # before the workdir is claimed; a checkpoint overrides it
+    resumes = bool(checkpoints.steps_in(workdir / "checkpoints"))
+    if init_from is not None and not resumes:  # before the workdir is claimed
         with strategy.scope():
             load_initial_weights(run.model, init_from)
     own = own_folder(workdir, strategy)
@@ -108,6 +109,8 @@ def load_initial_weights(model, path):
         ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
     """
     path = pathlib.Path(path)
+    if not path.exists() and not path.with_name(path.name + ".index").exists():
+        raise FileNotFoundError(f"No weights file at {path}")
     if path.is_dir():
         found = [path / name for name in ("model.keras", engine.BEST_WEIGHTS)]
         found = [file for file in found if file.exists()]
@@ -155,10 +158,15 @@ def check_workdir(config, workdir):
     """
     if set("*?[]") & set(str(workdir.absolute())):
         raise ValueError(f"--workdir must not contain any of * ? [ ]. Received: {workdir}")
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir must be a folder. Received: the file {workdir}")
     path = workdir / "config.json"
     if not path.exists():
         return
-    there, here = json.loads(path.read_text()), config
+    try:
+        there, here = json.loads(path.read_text()), config
+    except ValueError as error:
+        raise ValueError(f"{path} is not the JSON of a run's recipe: {error}") from error
     differences = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in sorted({*there, *here})

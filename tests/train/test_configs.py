@@ -38,6 +38,8 @@ def test_the_recipe_is_saved_with_every_key():
         ("digits_resnet20", ["random_shift=-1"], r"random_shift.*-1"),
         ("digits_resnet20", ["dtype=bfloat16"], r"dtype.*mixed_bfloat16.*'bfloat16'"),
         ("digits_resnet20", ["deterministic=1"], r"deterministic.*type bool.*1"),
+        ("digits_resnet20", ["input_shape=[8,8]"], r"input_shape.*height, width.*\(8, 8\)"),
+        ("digits_resnet20", ['input_shape=["a",8,3]'], r"input_shape.*positive integers.*'a'"),
         ("digits_resnet20", ["clip_norm=Infinity"], r"clip_norm.*finite.*inf"),
         ("digits_resnet20", ["seed=5000000000"], r"seed.*4294967296\).*5000000000"),
         ("digits_resnet20", ["label_smoothing=1.5"], r"label_smoothing.*1.5"),

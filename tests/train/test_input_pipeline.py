@@ -129,6 +129,15 @@ def test_a_folder_without_splits_has_a_fifth_held_out(tmp_path):
     assert not set(data.train.paths) & set(data.test.paths)
 
 
+@pytest.mark.parametrize("counts", [(1, 10), (2, 2, 2, 2, 2, 2)])
+def test_too_few_images_to_hold_some_out_are_refused(tmp_path, counts):
+    for name, count in zip("abcdef", counts, strict=False):
+        write_images(tmp_path / name, count)
+    message = rf"hold out a fifth.*{sum(counts)} images, {min(counts)} of the rarest"
+    with pytest.raises(ValueError, match=message):
+        datasets.load_data(FOLDER, tmp_path)
+
+
 def test_batch_normalisation_sees_a_real_image_in_place_of_a_broken_one(image_folder):
     (image_folder / "test" / "cat" / "1.jpg").write_bytes(b"")
     data = datasets.load_data(FOLDER, image_folder)

@@ -214,6 +214,7 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
     for arguments, message in [
         (["--config", "digits_resnet20", "--strategy", "tpu"], "needs a TPU"),
         (["--config", "digits_resnet20", "--set", "accumulation_steps=5"], "accumulation_steps=5"),
+        (["--config", "digits_resnet20", "--init-from", "/nope"], "No weights file at /nope"),
         (["--config", "digits_resnet20", "--init-from", "/tmp"], "neither model.keras nor best"),
         (["--config", "imagenet_resnet50"], "TFRecords.*--data-dir"),
         (["--config", "imagenet_resnet50", "--data-dir", "/nowhere"], "No TFRecords found"),
