@@ -183,8 +183,9 @@ def _hold_out(split):
     if counts[counts > 0].min() < 2 or len(split) * HELD_OUT <= classes - 1:
         raise ValueError(
             "Too few images to hold out a fifth of them as the test split: it takes 2 of each "
-            f"class, and {round((classes - 1) / HELD_OUT) + 1} in all for {classes} classes. Received: "
-            f"{len(split)} images, {counts.min()} of the rarest class. Give a test/ folder instead"
+            f"class, and {round((classes - 1) / HELD_OUT) + 1} in all for {classes} classes. "
+            f"Received: {len(split)} images, {counts.min()} of the rarest class. "
+            "Give a test/ folder instead"
         )
     indices = np.arange(len(split))
     train, test = train_test_split(
