@@ -8,9 +8,10 @@ if sys.argv[:1] == ["-m"]:
     # last moment to keep TensorFlow's start-up messages out of the command's output.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from dgnet_keras import layers
+from dgnet_keras import connectivity, layers
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
-from dgnet_keras.backbones.base import Backbone, adjacency
+from dgnet_keras.backbones.base import Backbone, adjacency, with_adjacency
+from dgnet_keras.callbacks import ConnectivityMonitor, RouterHealthWarning
 from dgnet_keras.classifier import Classifier, create, list_variants
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
@@ -21,13 +22,16 @@ from dgnet_keras.version import __version__
 __all__ = [
     "Backbone",
     "Classifier",
+    "ConnectivityMonitor",
     "DGMobileNetV2",
     "DGRegNet",
     "DGResNeXt",
     "DGResNet",
     "Preprocessing",
+    "RouterHealthWarning",
     "__version__",
     "adjacency",
+    "connectivity",
     "copy_weights",
     "count_macs",
     "create",
@@ -35,4 +39,5 @@ __all__ = [
     "layers",
     "list_variants",
     "load_timm",
+    "with_adjacency",
 ]

@@ -60,6 +60,11 @@ class Classifier(GraphModel):
         self.backbone.preprocessing = value
 
     @property
+    def wiring(self):
+        """The wiring of the graph stages: the backbone's."""
+        return self.backbone.wiring
+
+    @property
     def adjacency_outputs(self):
         """Symbolic adjacency of each stage with edges: the backbone's."""
         return self.backbone.adjacency_outputs

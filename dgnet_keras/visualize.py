@@ -1,6 +1,18 @@
-"""Pictures of connectivity. Needs matplotlib (extra `notebooks` or `train`)."""
+"""Pictures of connectivity. Needs matplotlib (extra `notebooks` or `train`).
+
+Every function takes the adjacency of a set of images, as `dgnet_keras.adjacency` returns it, and
+returns a matplotlib `Figure`; save it with `figure.savefig(path)`. What the pictures show is
+computed by `dgnet_keras.connectivity`, which this module may import.
+"""
 
 import numpy as np
+
+from dgnet_keras import connectivity
+from dgnet_keras.connectivity import check_adjacency, check_labels
+
+WEIGHT_COLORS = "viridis"
+RATE_COLORS = "Blues"
+MAX_PATHS = 12
 
 
 def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=10):
@@ -17,48 +29,336 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
         max_classes: only the first so many classes that occur are drawn.
 
     Returns:
-        A matplotlib `Figure`; save it with `figure.savefig(path)`.
+        A matplotlib `Figure`.
 
     Raises:
         ValueError: if there is no adjacency to draw, or labels and adjacency differ in length.
     """
-    from matplotlib.figure import Figure
-
-    labels = np.asarray(labels).reshape(-1)
-    if not adjacency:
-        raise ValueError("There is no adjacency to draw: the model has no stage with edges.")
-    for name, matrix in adjacency.items():
-        if len(matrix) != len(labels):
-            raise ValueError(
-                f"Expected one label an image. Received: {len(labels)} labels, "
-                f"{len(matrix)} images in {name!r}"
-            )
+    labels = check_labels(labels, check_adjacency(adjacency))
     classes = np.unique(labels)[:max_classes]
     rows = [(name, measure) for name in adjacency for measure in ("mean weight", "open rate")]
-    figure = Figure(figsize=(1.5 + 1.3 * len(classes), 1.45 * len(rows)), layout="constrained")
+    figure = _figure(1.5 + 1.3 * len(classes), 1.45 * len(rows))
     axes = figure.subplots(len(rows), len(classes), squeeze=False)
     for row, (name, measure) in zip(axes, rows, strict=True):
         values = adjacency[name] if measure == "mean weight" else adjacency[name] > 0
         means = [np.mean(values[labels == c], axis=0) for c in classes]
         top = 1.0 if measure == "open rate" else max(float(np.max(means)), 1e-6)
+        colors = WEIGHT_COLORS if measure == "mean weight" else RATE_COLORS
         for axis, mean in zip(row, means, strict=True):
-            image = _draw_adjacency(
-                axis, mean, top, "viridis" if measure == "mean weight" else "Blues"
-            )
+            image = _draw_adjacency(axis, mean, top, colors)
         row[0].set_ylabel(f"{name}\n{measure}", fontsize=8)
         figure.colorbar(image, ax=row.tolist(), shrink=0.9)
     for axis, c in zip(axes[0], classes, strict=True):
-        axis.set_title(str(c if class_names is None else class_names[c]), fontsize=9)
+        axis.set_title(_name(class_names, c), fontsize=9)
     figure.suptitle("Connectivity by class: edge from node (row) to node (column)", fontsize=10)
     return figure
+
+
+def plot_adjacency_by_image(adjacency, images, *, titles=None, max_images=8):
+    """Images, and under each the heat map of its own edge weights, stage by stage.
+
+    A closed edge is crossed out.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        images: pictures, uint8 (images, height, width, channels), or floats of any range (each is
+            then stretched to its own darkest and brightest value).
+        titles: a string for each image, or None.
+        max_images: only the first so many are drawn.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there is no adjacency to draw, or not one image for each adjacency.
+    """
+    count = min(_check_images(adjacency, images), max_images)
+    rows = 1 + len(adjacency)
+    figure = _figure(1.2 + 1.3 * count, 1.45 * rows)
+    axes = figure.subplots(rows, count, squeeze=False)
+    for k, axis in enumerate(axes[0]):
+        _draw_image(axis, images[k], None if titles is None else titles[k])
+    for row, (name, matrices) in zip(axes[1:], adjacency.items(), strict=True):
+        top = max(float(np.max(matrices[:count])), 1e-6)
+        for axis, matrix in zip(row, matrices, strict=False):
+            drawn = _draw_adjacency(axis, matrix, top, WEIGHT_COLORS)
+            _cross_closed(axis, matrix)
+        row[0].set_ylabel(name, fontsize=8)
+        figure.colorbar(drawn, ax=row.tolist(), shrink=0.9)
+    figure.suptitle("Edge weights of single images (x: closed)", fontsize=10)
+    return figure
+
+
+def plot_graph(adjacency, index=None, *, title=None):
+    """The graph of each stage: nodes on a line, edges as arcs.
+
+    An arc's width is the edge's weight, relative to the stage's largest. Of many images, it is
+    the mean weight of those that keep it open, and the arc's opacity the share of them. Edges
+    from a node to the next run straight; the others above the line, those into the output below.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        index: number of the image whose graph is drawn; None draws all images' together.
+        title: of the picture, or None.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there is no adjacency to draw.
+    """
+    images = check_adjacency(adjacency)
+    chosen = slice(None) if index is None else slice(index, index + 1)
+    largest = max(matrix.shape[1] for matrix in adjacency.values())
+    figure = _figure(min(1.5 + 1.0 * largest, 16), 1.9 * len(adjacency))
+    axes = figure.subplots(len(adjacency), 1, squeeze=False)[:, 0]
+    for axis, (name, matrices) in zip(axes, adjacency.items(), strict=True):
+        matrices = np.asarray(matrices, "float64")[chosen]
+        _draw_graph(axis, matrices)
+        axis.set_ylabel(name, fontsize=9)
+    shown = f"all {images} images" if index is None else f"image {index}"
+    figure.suptitle(title or f"Connectivity of {shown}", fontsize=10)
+    return figure
+
+
+def plot_path_diversity(adjacency, labels=None, *, class_names=None):
+    """How often each edge is open, how its weight varies, and which paths the classes take.
+
+    A row a stage: open rate of each edge, with its entropy written above where it is not 0; mean
+    weight with the standard deviation over images. Below, the share of each class's images on each
+    of the most frequent paths (all stages together; paths are numbered by frequency).
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        labels: class of each image, int (images,), or None: all images are one class.
+        class_names: names of the classes by index; None means the indices.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there is no adjacency to draw, or not one label an image.
+    """
+    found = connectivity.path_diversity(adjacency, labels)
+    numbers, distinct = connectivity.paths(adjacency)
+    labels = np.zeros(len(numbers), int) if labels is None else np.asarray(labels).reshape(-1)
+    classes = np.unique(labels)
+    edges = max(len(connectivity.edges_of(m)[0]) for m in adjacency.values())
+    width, rows = max(7.5, min(0.42 * edges + 4, 18)), len(adjacency)
+    below = 1.2 + 0.22 * len(classes)
+    figure = _figure(width, 1.9 * rows + below)
+    grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1.9] * rows + [below])
+    for row, (name, stage) in enumerate(found["stages"].items()):
+        _draw_edges(figure.add_subplot(grid[row, 0]), figure.add_subplot(grid[row, 1]), name, stage)
+    axis = figure.add_subplot(grid[rows, :])
+    columns = min(MAX_PATHS, len(distinct))
+    shares = (
+        np.array(
+            [np.bincount(numbers[labels == c], minlength=len(distinct))[:columns] for c in classes]
+        )
+        / np.bincount(np.searchsorted(classes, labels))[:, None]
+    )
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap=RATE_COLORS, aspect="auto")
+    axis.set_yticks(range(len(classes)), [_name(class_names, c) for c in classes], fontsize=7)
+    axis.set_xticks(range(columns), range(1, columns + 1), fontsize=7)
+    axis.set_xlabel(f"path, of {len(distinct)}", fontsize=8)
+    figure.colorbar(image, ax=axis, shrink=0.9, label="share of the class")
+    text = f"{found['images']} images, {found['distinct_paths']} distinct paths"
+    if len(classes) > 1:
+        text += (
+            f"; mutual information of path and class {found['mutual_information']:.3f} bits "
+            f"({found['mutual_information_by_chance']:.3f} by chance, "
+            f"{found['class_entropy']:.2f} at most)"
+        )
+    figure.suptitle(text, fontsize=9)
+    return figure
+
+
+def plot_nearest_images(adjacency, images, *, queries=(0, 1, 2, 3), count=6, titles=None):
+    """For some images, those whose edge weights are most like theirs, with the distances.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        images: pictures, see `plot_adjacency_by_image`.
+        queries: numbers of the images to start from, a row each.
+        count: images found for each.
+        titles: a string for each image, or None.
+
+    Returns:
+        A matplotlib `Figure`: in each row first the query.
+
+    Raises:
+        ValueError: if there is no adjacency to draw, or not one image for each adjacency.
+        IndexError: if there is no such query.
+    """
+    _check_images(adjacency, images)
+    found = [connectivity.nearest_images(adjacency, q, count=count) for q in queries]
+    columns = 1 + max(len(indices) for indices, _ in found)
+    figure = _figure(1.15 * columns, 1.4 * len(found) + 0.4)
+    axes = figure.subplots(len(found), columns, squeeze=False)
+    for row, query, (indices, distances) in zip(axes, queries, found, strict=True):
+        for axis in row:
+            axis.axis("off")
+        _draw_image(row[0], images[query], _name(titles, query, "query"), weight="bold")
+        for axis, i, distance in zip(row[1:], indices, distances, strict=False):
+            _draw_image(axis, images[i], f"{_name(titles, i, '')}\n{distance:.3f}".strip())
+    figure.suptitle("Nearest images by edge weights (distance)", fontsize=10)
+    return figure
+
+
+def plot_macs(macs, total, labels=None, *, class_names=None):
+    """Distribution of the images' own multiply-adds, over all images and by class.
+
+    As a share of the whole graph's. A runtime that skips closed edges and unused blocks would
+    compute no more than this; TensorFlow computes everything.
+
+    Args:
+        macs: multiply-adds of each image, int (images,), see `count_macs` (`per_instance`).
+        total: multiply-adds of the whole graph (`macs` of `count_macs`).
+        labels: class of each image, int (images,), or None.
+        class_names: names of the classes by index; None means the indices.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there are no images, or not one label an image.
+    """
+    macs = np.asarray(macs, "float64")
+    if macs.ndim != 1 or not len(macs):
+        raise ValueError(f"`macs` must be of shape (images,). Received: {macs.shape}")
+    shares = 100 * macs / total
+    panels = 1 if labels is None else 2
+    figure = _figure(4.5 * panels, 3.2)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes[0].hist(shares, bins=min(30, max(5, len(np.unique(shares)))), color="tab:blue")
+    axes[0].set(ylabel="images", title=f"mean {shares.mean():.2f} % of {total:,.0f} MACs")
+    if labels is not None:
+        labels = check_labels(labels, len(shares))
+        classes = np.unique(labels)
+        axes[1].boxplot([shares[labels == c] for c in classes], orientation="horizontal", sym=".")
+        names = [_name(class_names, c) for c in classes]
+        axes[1].set_yticks(range(1, len(classes) + 1), names, fontsize=7)
+        axes[1].invert_yaxis()
+    for axis in axes:
+        axis.set_xlabel("MACs of an image, % of the whole graph")
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.locator_params(axis="x", nbins=6)
+    return figure
+
+
+def _figure(width, height):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _name(names, index, default=None):
+    if names is None:
+        return str(index) if default is None else default
+    return str(names[index])
+
+
+def _check_images(adjacency, images):
+    count = check_adjacency(adjacency)
+    if len(images) != count:
+        raise ValueError(
+            f"Expected one image for each adjacency. Received: {len(images)} images, {count}"
+        )
+    return count
+
+
+def _draw_image(axis, image, title, **font):
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = (image - low) / max(high - low, 1e-12)
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if title:
+        axis.set_title(title, fontsize=8, **font)
+
+
+def _possible(size):
+    return np.triu(np.ones((size, size), bool), k=1)
 
 
 def _draw_adjacency(axis, matrix, top, colors):
     """Draws one adjacency; entries below the diagonal cannot be edges and stay gray."""
     size = len(matrix)
     axis.set_facecolor("lightgray")
-    possible = np.triu(np.ones((size, size), bool), k=1)
-    image = axis.imshow(np.where(possible, matrix, np.nan)[:-1, 1:], vmin=0, vmax=top, cmap=colors)
+    shown = np.where(_possible(size), matrix, np.nan)[:-1, 1:]
+    image = axis.imshow(shown, vmin=0, vmax=top, cmap=colors)
     axis.set_xticks(range(size - 1), [*map(str, range(1, size - 1)), "out"], fontsize=6)
     axis.set_yticks(range(size - 1), range(size - 1), fontsize=6)
     return image
+
+
+def _cross_closed(axis, matrix):
+    closed = _possible(len(matrix)) & (np.asarray(matrix) <= 0)
+    sources, targets = np.nonzero(closed)
+    axis.plot(targets - 1, sources, "x", color="white", markersize=4)
+
+
+def _draw_graph(axis, matrices):
+    from matplotlib.patches import FancyArrowPatch
+
+    size = matrices.shape[1]
+    rate = (matrices > 0).mean(axis=0)
+    total = matrices.sum(axis=0)
+    opened = np.maximum((matrices > 0).sum(axis=0), 1)
+    weight = total / opened
+    top = max(weight.max(), 1e-12)
+    for j, i in zip(*connectivity.edges_of(matrices), strict=True):
+        if not rate[j, i]:
+            continue
+        bend = 0.0 if i == j + 1 else (0.35 if i == size - 1 else -0.35)
+        arrow = FancyArrowPatch(
+            (j, 0),
+            (i, 0),
+            connectionstyle=f"arc3,rad={bend}",
+            arrowstyle="-",
+            linewidth=0.4 + 5 * weight[j, i] / top,
+            alpha=0.12 + 0.75 * rate[j, i],
+            color="tab:blue",
+            capstyle="butt",
+            zorder=1,
+        )
+        axis.add_patch(arrow)
+    used = rate.any(axis=0) | (np.arange(size) == 0)
+    names = [*map(str, range(size - 1)), "out"]
+    for node, name in enumerate(names):
+        color = "white" if used[node] else "0.8"
+        axis.plot(node, 0, "o", markersize=17, markerfacecolor=color, markeredgecolor="black")
+        axis.annotate(name, (node, 0), ha="center", va="center", fontsize=8, zorder=5)
+    reach = 0.2 * max(1, size - 1)
+    axis.set(xlim=(-0.4, size - 0.6), ylim=(-reach - 0.15, reach + 0.15), xticks=[], yticks=[])
+    for side in axis.spines.values():
+        side.set_visible(False)
+
+
+def _draw_edges(left, right, name, stage):
+    sources, targets = connectivity.edges_of(stage["open_rate"])
+    size = len(stage["open_rate"])
+    ends = [f"{j}→{'out' if i == size - 1 else i}" for j, i in zip(sources, targets, strict=True)]
+    positions = range(len(ends))
+    rates = stage["open_rate"][sources, targets]
+    left.bar(positions, rates, color="tab:blue")
+    for k, bits in enumerate(stage["edge_entropy"][sources, targets]):
+        if bits > 0.005:
+            left.annotate(f"{bits:.2f}", (k, rates[k]), ha="center", va="bottom", fontsize=6)
+    left.set(ylim=(0, 1.15), title=f"{name}: open rate (entropy, bits)")
+    right.bar(
+        positions,
+        stage["mean_weight"][sources, targets],
+        yerr=stage["weight_std"][sources, targets],
+        color="tab:green",
+        ecolor="0.3",
+    )
+    right.set_title(f"{name}: mean weight ± std over images")
+    for axis in (left, right):
+        axis.title.set_fontsize(8)
+        axis.tick_params(labelsize=6)
+        axis.set_xticks(positions, ends, rotation=90 if len(ends) > 10 else 0)

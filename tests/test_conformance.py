@@ -189,3 +189,15 @@ def test_blocks_of_one_seed_start_equal_in_every_wiring(row):
         np.testing.assert_array_equal(variable, weights[variable.path])
     other = create(row, seed=6, wiring="chain").weights[0]
     assert not np.array_equal(other, weights[other.path])
+
+
+def test_connectivity_can_be_given(model):
+    x = images()
+    rewired = dg.with_adjacency(model)
+    own = dg.adjacency(model, x)
+    np.testing.assert_allclose(rewired({"images": x, **own}), model(x), rtol=1e-5, atol=1e-5)
+    swapped = {name: matrix[::-1] for name, matrix in own.items()}
+    mirrored = rewired({"images": x[::-1], **swapped})
+    np.testing.assert_allclose(mirrored, model(x)[::-1], rtol=1e-5, atol=1e-5)
+    doubled = rewired({"images": x, **{name: 2 * matrix for name, matrix in own.items()}})
+    assert np.abs(doubled - model(x)).max() > 1e-4

@@ -32,14 +32,47 @@ TRAIN_ORDER = (
 )
 
 
-def imported_from_train(path):
+# The same for the package.
+PACKAGE_ORDER = (
+    *("version", "preprocessing", "layers.gate", "layers.blocks", "layers.router"),
+    *("layers.graph", "layers", "connectivity", "backbones.base"),
+    *(f"backbones.{family}" for family in ("mobilenet_v2", "resnet", "resnext", "regnet")),
+    *("backbones", "convert", "classifier", "complexity", "export", "visualize", "callbacks"),
+)
+
+
+def imported_from(package, path):
+    """Names of the modules of a package that a file imports, and of what it takes from it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "train":
+        if isinstance(node, ast.ImportFrom) and node.module == package:
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("train."):
-            names.add(node.module.removeprefix("train."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            names.add(node.module.removeprefix(f"{package}."))
     return names
+
+
+def imported_from_train(path):
+    return imported_from("train", path)
+
+
+@pytest.mark.parametrize("name", PACKAGE_ORDER)
+def test_the_modules_of_the_package_import_in_one_direction(name):
+    path = ROOT / "dgnet_keras" / f"{name.replace('.', '/')}.py"
+    if not path.exists():
+        path = path.with_suffix("") / "__init__.py"
+    allowed = set(PACKAGE_ORDER[: PACKAGE_ORDER.index(name)])
+    families = {f"backbones.{f}" for f in ("mobilenet_v2", "resnet", "resnext", "regnet")}
+    if name in families:
+        allowed -= families
+    assert imported_from("dgnet_keras", path) <= allowed
+
+
+def test_every_module_of_the_package_has_its_place_in_the_order():
+    root = ROOT / "dgnet_keras"
+    files = [path.relative_to(root).with_suffix("") for path in root.rglob("*.py")]
+    names = {".".join(path.parts).removesuffix(".__init__") for path in files}
+    assert names - {"__init__", "__main__"} == set(PACKAGE_ORDER)
 
 
 @pytest.mark.parametrize("name", TRAIN_ORDER)

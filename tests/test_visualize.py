@@ -1,17 +1,32 @@
 import numpy as np
 import pytest
 
-from dgnet_keras.visualize import plot_adjacency_by_class
+from dgnet_keras import visualize
+
+
+@pytest.fixture
+def adjacency(rng):
+    matrices = np.triu(rng.uniform(0, 1, (6, 4, 4)), 1).astype("float32")
+    return {"stage1": matrices * (matrices > 0.3), "stage2": np.triu(np.ones((6, 3, 3)), 1)}
+
+
+@pytest.fixture
+def pictures(rng):
+    return rng.integers(0, 256, (6, 8, 8, 3), "uint8")
+
+
+def heat_maps(figure):
+    return [axis.images[0].get_array() for axis in figure.axes if axis.images]
 
 
 def test_heat_maps_show_mean_weight_and_open_rate_of_each_class():
     adjacency = np.zeros((4, 3, 3), "float32")
     adjacency[0, 0, 1] = adjacency[1, 0, 1] = 0.6
     adjacency[2, 0, 1] = 0.8
-    figure = plot_adjacency_by_class(
+    figure = visualize.plot_adjacency_by_class(
         {"stage1": adjacency}, [0, 0, 1, 1], class_names=["cat", "dog"]
     )
-    maps = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    maps = heat_maps(figure)
     weights, rates = maps[:2], maps[2:4]
     np.testing.assert_allclose([m[0, 0] for m in weights], [0.6, 0.4], rtol=1e-6)
     np.testing.assert_allclose([m[0, 0] for m in rates], [1.0, 0.5])
@@ -19,8 +34,78 @@ def test_heat_maps_show_mean_weight_and_open_rate_of_each_class():
     assert [axis.get_title() for axis in figure.axes[:2]] == ["cat", "dog"]
 
 
-def test_bad_input_is_named():
+def test_each_image_has_its_own_heat_maps(adjacency, pictures):
+    figure = visualize.plot_adjacency_by_image(adjacency, pictures, titles=list("abcdef"))
+    maps = heat_maps(figure)
+    np.testing.assert_array_equal(maps[2], pictures[2])
+    np.testing.assert_allclose(maps[6 + 2][0], adjacency["stage1"][2, 0, 1:])
+    assert figure.axes[2].get_title() == "c"
+
+
+def test_an_arc_is_as_wide_as_its_weight_and_closed_edges_have_none():
+    matrices = np.zeros((2, 4, 4), "float32")
+    matrices[:, 0, 1], matrices[:, 1, 2], matrices[0, 2, 3] = 0.8, 0.4, 0.4
+    arcs = visualize.plot_graph({"stage1": matrices}).axes[0].patches
+    widths = [arc.get_linewidth() for arc in arcs]
+    assert len(arcs) == 3
+    assert widths[0] == max(widths)
+    assert widths[1] == pytest.approx(widths[2])
+    assert arcs[2].get_alpha() < arcs[1].get_alpha(), "open for one image of two"
+    assert len(visualize.plot_graph({"stage1": matrices}, 1).axes[0].patches) == 2
+
+
+def test_path_diversity_shows_the_share_of_each_path(adjacency):
+    adjacency["stage1"] = np.zeros((6, 4, 4))
+    adjacency["stage1"][:, 0, 1] = adjacency["stage1"][:, 1, 3] = 0.5
+    adjacency["stage1"][:3, 0, 3] = 0.5
+    figure = visualize.plot_path_diversity(
+        adjacency, [0, 0, 1, 1, 1, 1], class_names=["cat", "dog"]
+    )
+    (shares,) = heat_maps(figure)
+    np.testing.assert_allclose(sorted(shares[0]), [0, 1])
+    np.testing.assert_allclose(sorted(shares[1]), [0.25, 0.75])
+    assert "2 distinct paths" in figure.get_suptitle()
+    assert "by chance" not in visualize.plot_path_diversity(adjacency).get_suptitle()
+
+
+def test_nearest_images_follow_the_query(adjacency, pictures):
+    adjacency["stage1"][3] = adjacency["stage1"][0]
+    figure = visualize.plot_nearest_images(adjacency, pictures, queries=[0, 3], count=2)
+    maps = heat_maps(figure)
+    np.testing.assert_array_equal(maps[0], pictures[0])
+    np.testing.assert_array_equal(maps[1], pictures[3])
+    assert "0.000" in figure.axes[1].get_title()
+
+
+def test_macs_are_a_share_of_the_whole_graph():
+    figure = visualize.plot_macs([80, 90, 90], 100, [0, 1, 1], class_names=["cat", "dog"])
+    assert figure.axes[0].get_title() == "mean 86.67 % of 100 MACs"
+    bars = [bar for bar in figure.axes[0].patches if bar.get_height()]
+    assert [bar.get_height() for bar in bars] == [1, 2]
+
+
+def test_every_picture_can_be_written(adjacency, pictures, tmp_path):
+    labels = [0, 1] * 3
+    for k, figure in enumerate(
+        [
+            visualize.plot_adjacency_by_class(adjacency, labels),
+            visualize.plot_adjacency_by_image(adjacency, pictures[..., :1] / 255),
+            visualize.plot_graph(adjacency, 0, title="one"),
+            visualize.plot_path_diversity(adjacency, labels),
+            visualize.plot_nearest_images(adjacency, pictures, titles=list("abcdef")),
+            visualize.plot_macs([1, 2, 3], 4),
+        ]
+    ):
+        figure.savefig(tmp_path / f"{k}.png")
+        assert (tmp_path / f"{k}.png").stat().st_size > 1000
+
+
+def test_bad_input_is_named(adjacency, pictures):
     with pytest.raises(ValueError, match="no adjacency"):
-        plot_adjacency_by_class({}, [0])
-    with pytest.raises(ValueError, match="2 labels, 3 images in 'stage1'"):
-        plot_adjacency_by_class({"stage1": np.zeros((3, 3, 3))}, [0, 1])
+        visualize.plot_adjacency_by_class({}, [0])
+    with pytest.raises(ValueError, match="2 labels, 3 images"):
+        visualize.plot_adjacency_by_class({"stage1": np.zeros((3, 3, 3))}, [0, 1])
+    with pytest.raises(ValueError, match="2 images, 6"):
+        visualize.plot_adjacency_by_image(adjacency, pictures[:2])
+    with pytest.raises(ValueError, match=r"\(images,\).*\(0,\)"):
+        visualize.plot_macs([], 100)

@@ -7,7 +7,7 @@ import math
 from dgnet_keras.backbones.base import closest
 from dgnet_keras.layers.gate import check_choice
 
-FORMAT = 2
+FORMAT = 3
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 OPTIMIZERS = ("sgd", "adamw")
 OPTIONAL = {"edge_scale": float, "max_nodes": int, "num_classes": int, "clip_norm": float}
@@ -29,6 +29,8 @@ class Recipe:
         deterministic: whether the run gives the same weights bit for bit when repeated.
         num_classes: of TFRecords without a `labels.txt`; None means as many as the data has.
         first_label: number of the first class in TFRecords; 1 in ImageNet's usual ones.
+        validation: share of the training images that is held out, alike for every seed, and
+            evaluated in place of the test images: to choose settings with. 0 is off.
         wiring: see `dgnet_keras.create`, as for all down to `model_overrides`.
         threshold: see `dgnet_keras.create`.
         edge_scale: see `dgnet_keras.create`.
@@ -66,6 +68,7 @@ class Recipe:
         cache: whether the images' bytes are kept in memory, for data that fits in it.
         shuffle_buffer: records that are read and shuffled at a time (`"tfrecord"`, `"tfds:NAME"`).
         xla: whether accelerators compile with XLA; a CPU never does (3 to 4 times slower).
+        evaluation_epochs: epochs between two evaluations; the last epoch is always evaluated.
         steps_per_loop: steps between two updates of the progress bar and TensorBoard.
         checkpoint_epochs: epochs between two checkpoints.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 is none.
@@ -81,6 +84,7 @@ class Recipe:
     deterministic: bool = False
     num_classes: int | None = None
     first_label: int = 1
+    validation: float = 0.0
     wiring: str = "dynamic"
     threshold: float = 0.1
     edge_scale: float | None = None
@@ -115,6 +119,7 @@ class Recipe:
     cache: bool = False
     shuffle_buffer: int = 8192
     xla: bool = True
+    evaluation_epochs: int = 1
     steps_per_loop: int = 10
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
@@ -133,7 +138,7 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name in (
             *("epochs", "batch_size", "steps_per_loop", "checkpoint_epochs", "checkpoints_kept"),
-            *("accumulation_steps", "shuffle_buffer"),
+            *("accumulation_steps", "shuffle_buffer", "evaluation_epochs"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be positive. Received: {getattr(self, name)}")
@@ -144,6 +149,7 @@ class Recipe:
             (("freeze_backbone_epochs", "freeze_routers_epochs"), 0, math.inf),
             ((*KERAS_CV, "first_label"), 0, math.inf),
             (("momentum", "label_smoothing", "ema_momentum", "random_resized_crop"), 0, 1),
+            (("validation",), 0, 1),
             (("random_erasing", "rand_augment_magnitude"), 0, 1 + 1e-9),
         ):
             for name in names:

@@ -7,6 +7,7 @@ records in files (`Records`). `input_pipeline` makes batches of both.
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -56,6 +57,26 @@ class Split:
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             encoded = np.array(list(pool.map(_read_bytes, self.paths)), dtype=object)
         return dataclasses.replace(self, encoded=encoded)
+
+    def decoded(self):
+        """The split with its files decoded to pixels, RGB, for images of one size.
+
+        Raises:
+            ValueError: if they are of several sizes, or one cannot be decoded.
+        """
+        if self.images is not None:
+            return self
+        split = self.in_memory()
+
+        def decode(encoded):
+            return tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            try:
+                images = np.stack(list(pool.map(decode, split.encoded)))
+            except tf.errors.OpError as error:
+                raise ValueError(f"An image cannot be decoded: {error.message}") from error
+        return Split(split.labels, images=images)
 
     def sample(self, count):
         """Up to `count` examples, evenly spread over the split, as a `Split`."""
@@ -160,9 +181,27 @@ def load_data(recipe, data_dir=None):
         raise ValueError(
             f"The data has {classes} classes. Received: num_classes={recipe.num_classes}"
         )
+    data = with_validation(data, recipe)
     if recipe.cache:
         data = dataclasses.replace(data, train=data.train.in_memory(), test=data.test.in_memory())
     return data
+
+
+def with_validation(data, recipe):
+    """The data with `recipe.validation` of the training images in place of the test images.
+
+    Raises:
+        ValueError: if the images are in TFRecords, or too few.
+    """
+    if not recipe.validation:
+        return data
+    if isinstance(data.train, Records):
+        raise ValueError(
+            "`validation` holds out images of class folders and digits only; of TFRecords, name "
+            "the shards to evaluate `validation-*`. "
+            f"Received: validation={recipe.validation}, dataset={recipe.dataset!r}"
+        )
+    return ImageData(data.class_names, *_hold_out(data.train, recipe.validation, "validation"))
 
 
 def _load_digits():
@@ -175,21 +214,23 @@ def _load_digits():
     return ImageData(tuple(map(str, digits.target_names)), *_hold_out(everything))
 
 
-def _hold_out(split):
-    """Splits into training and test, stratified, the same on every call."""
+def _hold_out(split, share=HELD_OUT, name="test"):
+    """Splits into training and held-out images, stratified, the same on every call."""
     from sklearn.model_selection import train_test_split
 
-    counts, classes = np.bincount(split.labels), len(np.unique(split.labels))
-    if counts[counts > 0].min() < 2 or len(split) * HELD_OUT <= classes - 1:
+    counts = np.bincount(split.labels)
+    rarest, classes = counts[counts > 0].min(), np.count_nonzero(counts)
+    held_out = math.ceil(len(split) * share)
+    if rarest < 2 or min(held_out, len(split) - held_out) < classes:
         raise ValueError(
-            "Too few images to hold out a fifth of them as the test split: it takes 2 of each "
-            f"class, and {round((classes - 1) / HELD_OUT) + 1} in all for {classes} classes. "
-            f"Received: {len(split)} images, {counts.min()} of the rarest class. "
-            "Give a test/ folder instead"
+            f"Too few images to hold out {share:.0%} of them as the {name} split: it takes 2 of "
+            f"each class, and {math.ceil(classes / min(share, 1 - share))} in all for {classes} "
+            f"classes. Received: {len(split)} images, {rarest} of the rarest class"
+            + (". Give a test/ folder instead" if name == "test" else "")
         )
     indices = np.arange(len(split))
     train, test = train_test_split(
-        indices, test_size=HELD_OUT, random_state=0, stratify=split.labels
+        indices, test_size=held_out, random_state=0, stratify=split.labels
     )
     return split.take(np.sort(train)), split.take(np.sort(test))
 

@@ -167,14 +167,15 @@ class Run:
         """Trains to the end of the recipe, from wherever the run is.
 
         Yields:
-            After each epoch and its evaluation, that epoch's row of `history.json`.
+            After each epoch that is evaluated (see `recipe.evaluation_epochs`), its row of
+            `history.json`.
 
         Raises:
             RunStopped: if `stop_requested` was set; a checkpoint has been saved.
             FloatingPointError: if a loss or a weight is not finite.
             OSError: if a checkpoint could not be written.
         """
-        if self.step and self.step % self.steps_per_epoch == 0:
+        if self.step and self.step % self.steps_per_epoch == 0 and self._is_evaluated():
             if not self.history or self.history[-1]["step"] != self.step:
                 yield self._end_epoch({})  # stopped between checkpoint and evaluation
         while self.step < self.total_steps:
@@ -184,7 +185,13 @@ class Run:
             self._train_to((epoch + 1) * self.steps_per_epoch)
             if (epoch + 1) % self.recipe.checkpoint_epochs == 0 or self.step == self.total_steps:
                 self._save()
-            yield self._end_epoch(_mean_of_loops(self._seen))
+            if self._is_evaluated():
+                yield self._end_epoch(_mean_of_loops(self._seen))
+
+    def _is_evaluated(self):
+        """Whether the epoch that has just ended is one to evaluate."""
+        epoch = self.step // self.steps_per_epoch
+        return epoch % self.recipe.evaluation_epochs == 0 or self.step == self.total_steps
 
     def _train_to(self, end):
         """Trains to a step, with the checkpoints of `checkpoint_steps` on the way."""
@@ -271,6 +278,8 @@ class Run:
                 **{f"train_{k}": v for k, v in train_metrics.items()},
                 **metrics,
             }
+            if self.recipe.wiring == "dynamic":
+                row["router_health"] = {f.kind: f.message for f in self.evaluator.findings}
             best = max((r["accuracy"] for r in self.history), default=-1.0)
             if is_chief(self.strategy) and row["accuracy"] > best:
                 checkpoints.save_weights(self.model, self._own / BEST_WEIGHTS)

@@ -36,6 +36,7 @@ def write_results(run, workdir):
         "test_accuracy": metrics["accuracy"],
         "test_loss": metrics["loss"],
         "test_images": int(metrics["examples"]),
+        "split": "validation" if run.recipe.validation else "test",
         "best_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],
         "skipped_images": sorted(run.skipped.names),
@@ -46,6 +47,8 @@ def write_results(run, workdir):
         "seconds": round(float(run.train_seconds.numpy()), 1),
         "weights_sha256": weights_sha256(model),
     }
+    if "router_health" in metrics:
+        results["router_health"] = list(metrics["router_health"].values())
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
@@ -162,6 +165,8 @@ def results_table(results, workdir):
     for name, value in results.items():
         if name == "skipped_images":
             value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
+        elif name == "router_health":
+            value = "\n".join(value) or "good"
         elif isinstance(value, float):
             value = f"{value:,.4f}"
         elif isinstance(value, int):

@@ -77,11 +77,17 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         for warning in run.warnings:
             console.print(warning, style="yellow")
         on_loop(run.step, run.total_steps)
+        split, said = "validation" if recipe.validation else "test", set()
         for row in run.train_epochs():
             console.print(
-                f"epoch {row['epoch']}/{recipe.epochs}: test loss {row['loss']:.4f}, "
-                f"test accuracy {row['accuracy']:.4f}"
+                f"epoch {row['epoch']}/{recipe.epochs}: {split} loss {row['loss']:.4f}, "
+                f"{split} accuracy {row['accuracy']:.4f}"
             )
+            for kind, message in row.get("router_health", {}).items():
+                # After one epoch routers may still be where they started.
+                if kind not in said and row["epoch"] > 1:
+                    said.add(kind)
+                    console.print(message, style="yellow")
     run.finish()
     if not is_chief(strategy):
         return {}

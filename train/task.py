@@ -7,10 +7,9 @@ import numpy as np
 import orbit
 import tensorflow as tf
 
+from dgnet_keras import connectivity
 from dgnet_keras.convert import is_wiring_weight
 from train.optimizers import is_decayed
-
-HEAT_MAP_PIXELS = 128
 
 
 def losses_of(logits, batch, label_smoothing):
@@ -171,6 +170,10 @@ class Evaluator(orbit.StandardEvaluator):
         recipe: a `Recipe`.
         strategy: the `tf.distribute` strategy.
         dataset: distributed batches of the test split.
+
+    Attributes:
+        findings: of `connectivity.router_health` in the last evaluation; none unless the wiring is
+            `dynamic`.
     """
 
     def __init__(self, model, recipe, strategy, dataset):
@@ -178,6 +181,7 @@ class Evaluator(orbit.StandardEvaluator):
         self.recipe = recipe
         self.strategy = strategy
         self.stages = dict(model.adjacency_outputs)
+        self.findings = []
         self.model = keras.Model(model.input, {"logits": model.output, **self.stages})
 
     def eval_begin(self):
@@ -195,6 +199,14 @@ class Evaluator(orbit.StandardEvaluator):
         gathered = [self.strategy.gather(v, axis=0) for v in (paths, weight)]
         return {"sums": reduced, "paths": tf.boolean_mask(gathered[0], gathered[1] > 0)}
 
+    def _edge_statistics(self, sums):
+        def means(name):
+            return {stage: sums[f"{name}/{stage}"] / sums["weight"] for stage in self.stages}
+
+        mean, square = means("weight"), means("square")
+        std = {s: np.sqrt(np.maximum(square[s] - mean[s] ** 2, 0)) for s in self.stages}
+        return connectivity.EdgeStatistics(means("open"), mean, std)
+
     def _evaluate(self, batch):
         outputs = self.model(batch["image"], training=False)
         losses = losses_of(outputs["logits"], batch, self.recipe.label_smoothing)
@@ -205,6 +217,7 @@ class Evaluator(orbit.StandardEvaluator):
             adjacency = outputs[stage]
             opened = tf.cast(adjacency > 0, tf.float32)
             sums[f"weight/{stage}"] = tf.einsum("b,bji->ji", weight, adjacency)
+            sums[f"square/{stage}"] = tf.einsum("b,bji->ji", weight, tf.square(adjacency))
             sums[f"open/{stage}"] = tf.einsum("b,bji->ji", weight, opened)
             paths += _path_numbers(opened, seed=k)
         return sums, paths, weight
@@ -239,15 +252,15 @@ class Evaluator(orbit.StandardEvaluator):
             "accuracy": sums["correct"] / weight,
             "examples": weight,
         }
-        for stage in self.stages:
-            rates = sums[f"open/{stage}"] / weight
-            edges = rates[np.triu_indices(len(rates), 1)]
-            metrics[f"open_rate/{stage}"] = edges.mean()
-            metrics[f"router_entropy/{stage}"] = _binary_entropy(edges).mean()
-            heat_map = _heat_map(sums[f"weight/{stage}"] / weight)
-            tf.summary.image(f"adjacency/{stage}", heat_map[None])
         if self.stages:
+            statistics = self._edge_statistics(sums)
+            metrics |= connectivity.edge_metrics(statistics.open_rate)
             metrics["distinct_paths"] = len(state["paths"])
+            for stage, mean in statistics.mean_weight.items():
+                heat_map = connectivity.heat_map(mean)
+                tf.summary.image(f"adjacency/{stage}", heat_map[None])
+            if self.recipe.wiring == "dynamic":
+                self.findings = connectivity.router_health(statistics)
         return {name: float(value) for name, value in metrics.items()}
 
 
@@ -266,19 +279,6 @@ def _path_numbers(opened, seed):
     numbers = np.random.default_rng(seed).integers(-(2**63), 2**63, size, dtype="int64")
     flat = tf.cast(tf.reshape(opened, (-1, size)), tf.int64)
     return tf.reduce_sum(flat * numbers, axis=1)
-
-
-def _binary_entropy(p):
-    """Entropy in bits of events of probability p."""
-    q = np.clip(p, 1e-12, 1 - 1e-12)
-    return -(q * np.log2(q) + (1 - q) * np.log2(1 - q)) * ((p > 0) & (p < 1))
-
-
-def _heat_map(adjacency):
-    """A matrix as an image, float32 (height, width, 1) in [0, 1]: white is the largest weight."""
-    scaled = adjacency / max(adjacency.max(), 1e-12)
-    pixels = max(1, HEAT_MAP_PIXELS // len(adjacency))
-    return np.kron(scaled, np.ones((pixels, pixels)))[..., None].astype("float32")
 
 
 def trained_variables(model, *, freeze_backbone, freeze_routers):

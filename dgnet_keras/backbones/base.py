@@ -303,11 +303,67 @@ def adjacency(model, images, *, batch_size=32):
     Raises:
         ValueError: if the model has no `adjacency_outputs`, or the images do not fit it.
     """
+    connectivity = connectivity_model(model)
+    if connectivity is None:
+        return {}
+    found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
+    return {name: found[name] for name in model.adjacency_outputs}
+
+
+def connectivity_model(model):
+    """The part of a model that gives adjacency, a `keras.Model` of images to a dict of arrays.
+
+    None for a model without edges; `ValueError` for one that is not of this package.
+    """
     outputs = getattr(model, "adjacency_outputs", None)
     if outputs is None:
         raise ValueError(f"`model` must be a backbone or classifier of dgnet_keras. Got: {model}")
+    return keras.Model(model.input, dict(outputs)) if outputs else None
+
+
+def with_adjacency(model):
+    """The same network, layers shared, with its connectivity as an input: what if ...?
+
+    Example: what a classifier answers if every image takes the mean of the edge weights.
+
+        found = dg.adjacency(model, images)
+        mean = {k: np.broadcast_to(v.mean(axis=0), v.shape) for k, v in found.items()}
+        logits = dg.with_adjacency(model).predict({"images": images, **mean})
+
+    Args:
+        model: a backbone or a classifier of this package.
+
+    Returns:
+        A `keras.Model` of a dict: `images`, as the model takes them, and for each key of
+        `model.adjacency_outputs` the adjacency to use, float32 (batch, N + 1, N + 1), entry
+        [b, j, i] the weight of the edge j -> i; only entries above the diagonal are read. Its
+        output is the model's.
+
+    Raises:
+        ValueError: if the model has no edges.
+    """
+    outputs = getattr(model, "adjacency_outputs", None)
     if not outputs:
-        return {}
-    connectivity = keras.Model(model.input, dict(outputs))
-    found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
-    return {name: found[name] for name in outputs}
+        raise ValueError(
+            "`model` must be a backbone or classifier of dgnet_keras with at least one edge. "
+            f"Received: {model}"
+        )
+    return _GivenConnectivity(model, name=f"{model.name}_with_adjacency")
+
+
+class _GivenConnectivity(keras.Model):
+    """See `with_adjacency`."""
+
+    def __init__(self, model, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+
+    def call(self, inputs, training=None):
+        x = inputs["images"]
+        for layer in self.steps:
+            if not isinstance(layer, GraphStage):
+                x = layer(x, training=training)
+                continue
+            given = {graph.key: inputs[graph.key] for graph in layer.graphs}
+            x = layer(x, adjacency=given or None, training=training)["features"]
+        return x

@@ -132,11 +132,10 @@ class _Graph:
 
 
 class _FixedEdges:
-    """Columns of an adjacency that does not depend on the sample; every node is on."""
+    """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run."""
 
-    def __init__(self, adjacency, batch_size, dtype):
-        matrix = tf.cast(adjacency, dtype)[None]
-        self._adjacency = tf.repeat(matrix, batch_size, axis=0)
+    def __init__(self, adjacency):
+        self._adjacency = adjacency
 
     def add_source(self, features):
         pass
@@ -230,6 +229,8 @@ class GraphStage(keras.layers.Layer):
 
     Call arguments:
         inputs: features, (batch, height, width, channels).
+        adjacency: optional; taken in place of the wiring's own, as in `with_adjacency`. A dict
+            like that of the output.
 
     Returns:
         Dict: `"features"`, (batch, height', width', channels') in the compute dtype, and
@@ -379,30 +380,36 @@ class GraphStage(keras.layers.Layer):
             )
         return None
 
-    def call(self, inputs):
+    def call(self, inputs, adjacency=None):
         """Runs the stage's graphs one after the other."""
-        adjacency = {}
+        found = {}
         features = inputs
         for graph in self._graphs:
             blocks = self.blocks[graph.first : graph.last + 1]
             features = blocks[0](features)
             if graph.num_blocks == 1:
                 continue
-            edges = self._make_edges(graph, tf.shape(features)[0])
-            if self.wiring == "chain":
+            if adjacency is not None:
+                given = tf.cast(adjacency[graph.key], gate_dtype(self.compute_dtype))
+                edges = _FixedEdges(given)
+            else:
+                edges = self._make_edges(graph, tf.shape(features)[0])
+            if self.wiring == "chain" and adjacency is None:
                 for block in blocks[1:]:
                     features = block(features)
             else:
                 features = _run_graph(blocks, features, edges)
-            adjacency[graph.key] = edges.adjacency()
-        return {"features": tf.cast(features, self.compute_dtype), "adjacency": adjacency}
+            found[graph.key] = edges.adjacency()
+        return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
 
     def _make_edges(self, graph, batch_size):
         dtype = gate_dtype(self.compute_dtype)
-        if self.wiring in ("chain", "complete"):
-            return _FixedEdges(fixed_adjacency(graph.num_blocks, self.wiring), batch_size, dtype)
-        if self.wiring == "random":
-            return _FixedEdges(self._graph_weights[graph.key], batch_size, dtype)
+        if self.wiring in ("chain", "complete", "random"):
+            if self.wiring == "random":
+                matrix = self._graph_weights[graph.key]
+            else:
+                matrix = fixed_adjacency(graph.num_blocks, self.wiring)
+            return _FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
         gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
         if self.wiring == "dynamic":
             return _RoutedEdges(lambda j, x: self._routers[str(graph.first + j)](x), gates)
@@ -415,7 +422,7 @@ class GraphStage(keras.layers.Layer):
             gates,
         )
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs, adjacency=None):
         """Features in the compute dtype, and a float32 adjacency (batch, N + 1, N + 1) a graph."""
         features = self.blocks[0].compute_output_spec(inputs)
         adjacency = {

@@ -133,9 +133,39 @@ def test_a_folder_without_splits_has_a_fifth_held_out(tmp_path):
 def test_too_few_images_to_hold_some_out_are_refused(tmp_path, counts):
     for name, count in zip("abcdef", counts, strict=False):
         write_images(tmp_path / name, count)
-    message = rf"hold out a fifth.*{sum(counts)} images, {min(counts)} of the rarest"
+    message = rf"hold out 20%.*{sum(counts)} images, {min(counts)} of the rarest"
     with pytest.raises(ValueError, match=message):
         datasets.load_data(FOLDER, tmp_path)
+
+
+def test_validation_images_are_held_out_of_the_training_images(image_folder):
+    whole = datasets.load_data(FOLDER, image_folder)
+    held_out = dataclasses.replace(FOLDER, validation=0.2)
+    first, second = (
+        datasets.load_data(dataclasses.replace(held_out, seed=seed), image_folder)
+        for seed in (0, 1)
+    )
+    assert len(first.test) == 2
+    assert sorted([*first.train.paths, *first.test.paths]) == sorted(whole.train.paths)
+    np.testing.assert_array_equal(first.test.paths, second.test.paths)
+
+
+def test_validation_of_records_is_refused(image_folder):
+    records = datasets.Records(("file",), (1,), None)
+    data = datasets.ImageData(("cat",), records, records)
+    with pytest.raises(ValueError, match=r"validation.*class folders and digits only.*0\.2"):
+        datasets.with_validation(data, dataclasses.replace(FOLDER, validation=0.2))
+
+
+def test_files_of_one_size_can_be_decoded_at_once(image_folder):
+    data = datasets.load_data(FOLDER, image_folder)
+    decoded = data.test.decoded()
+    assert decoded.images.shape == (6, 10, 12, 3)
+    seen = take(input_pipeline.test_batches(data.test, PREPROCESSING, 6))["image"]
+    np.testing.assert_allclose(seen, PREPROCESSING(decoded.images), atol=1e-6)
+    (image_folder / "test" / "cat" / "1.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        data.test.decoded()
 
 
 def test_batch_normalisation_sees_a_real_image_in_place_of_a_broken_one(image_folder):

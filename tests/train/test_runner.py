@@ -50,6 +50,26 @@ def test_a_run_learns_and_leaves_everything_behind(finished):
     assert len(list((workdir / "samples").iterdir())) == report.NUM_SAMPLES
 
 
+def test_the_routers_health_is_in_the_results(finished):
+    _, workdir, results = finished
+    history = json.loads((workdir / "history.json").read_text())
+    assert results["router_health"] == list(history[-1]["router_health"].values())
+
+
+def test_epochs_between_two_evaluations(finished, tmp_path, capsys):
+    _, other, _ = finished
+    recipe = get_recipe(
+        "digits_resnet20", [*TINY, "evaluation_epochs=2", "validation=0.3", "wiring=chain"]
+    )
+    results = runner.train(recipe, tmp_path)
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [2, 3]
+    assert results["split"] == "validation"
+    assert results["test_images"] == 432
+    assert "router_health" not in results
+    assert json.loads((other / "results.json").read_text())["split"] == "test"
+
+
 def test_the_saved_model_is_the_trained_one(finished):
     _, workdir, results = finished
     model = keras.saving.load_model(workdir / "model.keras")

@@ -1,0 +1,500 @@
+"""Does instance-aware connectivity help? The same network under every wiring, paired by seed.
+
+python -m benchmarks.accuracy [--study cifar10] --data-dir DIR [--jobs 2] [--workdir DIR]
+python -m benchmarks.accuracy --table [--plot FILE]
+
+Trains what is missing of a study (see `STUDIES`) and adds a row to `--rows` for each run that
+finishes; the same command again goes on where it was stopped, within a run too. Runs of one seed
+start from the same weights and see the same images in the same order with the same augmentation;
+they differ in their wiring alone. A run has a core of its own (`--jobs` runs at a time): on one
+core it repeats bit for bit, and two at a time take less than two after another on both cores.
+The test images are used once a run, after its last epoch; `--validation` evaluates a fifth of the
+training images instead (and trains on the others), to choose settings with.
+
+The table gives means over seeds and the paired differences of `dynamic` with their 95 % intervals
+(Student's t). `test_accuracy` in a row is the accuracy on the images of its `split`.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+VALIDATION = 0.2
+SEEDS = {"dynamic": 8, "chain": 8, "learned": 8, "random": 3, "complete": 3}
+IDENTITY = ("dataset", "split", "model", "wiring", "seed", "epochs", "recipe_hash", "init_from")
+WEIGHTS = "final.weights.h5"
+IMAGES = "images.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A comparison of wirings.
+
+    Attributes:
+        dataset: its name in the rows.
+        recipe: name of a recipe of `train.configs`.
+        overrides: `key=value` strings that are applied to the recipe.
+        seeds: dict of wiring to its number of seeds, 0, 1, ...
+        init_from: None, or the study whose `chain` runs of the same seed are started from.
+    """
+
+    dataset: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    seeds: dict = dataclasses.field(default_factory=lambda: dict(SEEDS))
+    init_from: str | None = None
+
+
+STUDIES = {
+    "cifar10": Study("cifar10", "cifar10_resnet20_fast"),
+    "digits": Study("digits", "digits_resnet20"),
+    # Twice and a half the blocks of each stage. As far as time allows: fewer seeds.
+    "cifar10_deep": Study(
+        "cifar10",
+        "cifar10_resnet20_fast",
+        ("model=resnet56_cifar",),
+        {"dynamic": 3, "chain": 3, "learned": 3},
+    ),
+    # From the finished chain runs of `cifar10`, five epochs more: as they were, or as graphs that
+    # start out as exactly that chain.
+    "warm_start": Study(
+        "cifar10",
+        "cifar10_resnet20_fast",
+        ("epochs=5", "learning_rate=0.02", "init=static"),
+        {"dynamic": 8, "chain": 8},
+        init_from="cifar10",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: what its row says before it has run, and where it works."""
+
+    identity: dict
+    recipe: object
+    workdir: pathlib.Path
+    init_from: pathlib.Path | None
+
+
+def recipe_hash(recipe):
+    """Short hash of all of a recipe but its wiring and seed."""
+    fields = dataclasses.asdict(recipe)
+    del fields["wiring"], fields["seed"]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan(name, *, validation=False, overrides=(), workdir=pathlib.Path("runs/accuracy")):
+    """The jobs of a study, one seed of every wiring before the next seed.
+
+    Args:
+        name: a key of `STUDIES`.
+        validation: whether a fifth of the training images takes the place of the test images.
+        overrides: `key=value` strings, applied after the study's.
+        workdir: folder that every run has a folder in.
+
+    Returns:
+        List of `Job`.
+
+    Raises:
+        ValueError: for an unknown study, recipe key or value.
+    """
+    from dgnet_keras.layers.gate import check_choice
+    from train.configs import get_recipe
+
+    check_choice("study", name, tuple(STUDIES))
+    study = STUDIES[name]
+    overrides = (*study.overrides, *overrides)
+    share = f"validation={VALIDATION if validation else 0.0}"
+    base = get_recipe(study.recipe, (*overrides, "evaluation_epochs=1000000", share))
+    starts = {}
+    if study.init_from is not None:
+        sources = plan(study.init_from, validation=validation, workdir=workdir)
+        starts = {job.identity["seed"]: job for job in sources if job.recipe.wiring == "chain"}
+    jobs = []
+    for seed in range(max(study.seeds.values())):
+        for wiring in (w for w, count in study.seeds.items() if seed < count):
+            recipe = dataclasses.replace(base, wiring=wiring, seed=seed)
+            start = starts.get(seed)
+            identity = {
+                "study": name,
+                "dataset": study.dataset,
+                "split": "validation" if validation else "test",
+                "model": recipe.model,
+                "wiring": wiring,
+                "seed": seed,
+                "epochs": recipe.epochs,
+                "overrides": list(overrides),
+                "recipe_hash": recipe_hash(recipe),
+                "init_from": start and f"{start.identity['recipe_hash']}-chain-{seed}",
+            }
+            folder = workdir / f"{identity['recipe_hash']}-{wiring}-{seed}"
+            if start is not None:
+                folder = folder.with_name(f"{folder.name}-from-{identity['init_from']}")
+            jobs.append(Job(identity, recipe, folder, start and start.workdir / WEIGHTS))
+    return jobs
+
+
+def read_rows(path):
+    """The rows of a JSON-lines file; none if it does not exist."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def append_row(path, row):
+    """Adds a row to a JSON-lines file; NumPy arrays become lists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(row, default=lambda array: array.tolist()) + "\n")
+
+
+def _key(row):
+    return tuple(row[name] for name in IDENTITY)
+
+
+def missing(jobs, rows):
+    """The jobs that have no row yet."""
+    done = {_key(row) for row in rows}
+    return [job for job in jobs if _key(job.identity) not in done]
+
+
+def save_images(recipe, data_dir, path):
+    """Loads a recipe's data and, unless it is there, writes it decoded to `path` (.npz)."""
+    if path.exists():
+        return
+    import numpy as np
+
+    from train import datasets
+
+    data = datasets.load_data(dataclasses.replace(recipe, validation=0.0), data_dir)
+    parts = {"class_names": np.array(data.class_names)}
+    for name, split in (("train", data.train), ("test", data.test)):
+        split = split.decoded()
+        parts |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(scratch, **parts)
+    os.replace(scratch, path)
+
+
+def load_images(recipe, path):
+    """What `save_images` wrote, as `ImageData`, with the recipe's validation images held out."""
+    import numpy as np
+
+    from train import datasets
+
+    with np.load(path) as parts:
+        data = datasets.ImageData(
+            tuple(parts["class_names"].tolist()),
+            *(
+                datasets.Split(parts[f"{name}_labels"], images=parts[f"{name}_images"])
+                for name in ("train", "test")
+            ),
+        )
+    return datasets.with_validation(data, recipe)
+
+
+def train_once(job, images, cores=None):
+    """Trains one job to its end and returns its row. To be called in a process of its own.
+
+    Args:
+        job: a `Job`.
+        images: file of `save_images`.
+        cores: queue that a core is taken from while the job runs, or None to use all.
+    """
+    core = None if cores is None else cores.get()
+    if core is not None:  # before TensorFlow counts the cores
+        os.sched_setaffinity(0, {core})
+    try:
+        return _train_once(job, images)
+    finally:
+        if core is not None:
+            cores.put(core)
+
+
+def _train_once(job, images):
+    import dgnet_keras as dg
+    from train import checkpoints, engine, strategies
+    from train.runner import load_initial_weights
+
+    data = load_images(job.recipe, images)
+    engine.configure(job.recipe)
+    run = engine.Run(job.recipe, data, strategies.make_strategy("one_device"))
+    if job.init_from is not None:
+        load_initial_weights(run.model, job.init_from)
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    with engine.orbit_log(job.workdir / "train.log"):
+        run.open(job.workdir)
+        for _ in run.train_epochs():
+            pass
+    run.finish()
+    last = run.history[-1]
+    checkpoints.save_weights(run.model, job.workdir / WEIGHTS)
+    for name in ("checkpoints", "tensorboard", engine.BEST_WEIGHTS):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(job.workdir / name)
+    (job.workdir / engine.BEST_WEIGHTS).unlink(missing_ok=True)
+    counted = dg.count_macs(run.model)
+    connectivity = ("open_rate/", "router_entropy/", "distinct_paths")
+    return {
+        **job.identity,
+        "test_accuracy": last["accuracy"],
+        "test_loss": last["loss"],
+        "train_accuracy": last.get("train_accuracy"),
+        "parameters": counted["parameters"],
+        "macs": counted["macs"],
+        "seconds": round(float(run.train_seconds.numpy()), 1),
+        **{key: value for key, value in last.items() if key.startswith(connectivity)},
+    }
+
+
+def run_jobs(jobs, images, rows, parallel):
+    """Runs jobs, `parallel` at a time on a core each, and appends their rows to the file `rows`.
+
+    A run that diverges leaves no row, and is tried again next time.
+
+    Yields:
+        Each row as it is written.
+    """
+    commit = _commit()
+    context = multiprocessing.get_context("spawn")
+    available = sorted(os.sched_getaffinity(0))
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(
+            parallel, mp_context=context, max_tasks_per_child=1
+        ) as pool,
+    ):
+        cores = manager.Queue()
+        for k in range(parallel):
+            cores.put(available[k % len(available)])
+        futures = {pool.submit(train_once, job, images, cores): job for job in jobs}
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                row = {**future.result(), "commit": commit}
+            except FloatingPointError as error:  # the others go on
+                print(f"{futures[future].workdir}: {error}", file=sys.stderr)
+                continue
+            append_row(rows, row)
+            yield row
+
+
+def _commit():
+    """The commit that is checked out, `+` where files differ from it; None outside of Git."""
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def summarize(rows):
+    """A table of one study's rows.
+
+    Args:
+        rows: rows that agree in all but wiring and seed, each pair of these once.
+
+    Returns:
+        List of dicts, one a wiring: `wiring`, `seeds`, `mean` and `std` (of accuracy, in
+        percent), `parameters`, `macs`, `seconds` (median), and `minus`: dict of another wiring to
+        (seeds in common, mean, half-width of the 95 % t interval) of the paired difference, in
+        percentage points.
+    """
+    import numpy as np
+    from scipy import stats
+
+    accuracy = {}
+    for row in rows:
+        accuracy.setdefault(row["wiring"], {})[row["seed"]] = 100 * row["test_accuracy"]
+    table = []
+    for wiring, by_seed in accuracy.items():
+        values = np.array(list(by_seed.values()))
+        minus = {}
+        for other, others in accuracy.items():
+            common = sorted(set(by_seed) & set(others))
+            if other == wiring or len(common) < 2:
+                continue
+            difference = np.array([by_seed[s] - others[s] for s in common])
+            error = difference.std(ddof=1) / np.sqrt(len(common))
+            half = stats.t.ppf(0.975, len(common) - 1) * error
+            minus[other] = (len(common), float(difference.mean()), float(half))
+        same = [row for row in rows if row["wiring"] == wiring]
+        table.append(
+            {
+                "wiring": wiring,
+                "seeds": len(values),
+                "mean": float(values.mean()),
+                "std": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "parameters": same[0]["parameters"],
+                "macs": same[0]["macs"],
+                "seconds": float(np.median([row["seconds"] for row in same])),
+                "minus": minus,
+            }
+        )
+    return table
+
+
+def markdown(table):
+    """The lines of a Markdown table of `summarize`."""
+    lines = [
+        "| wiring | seeds | accuracy, % | minus `chain` | minus `learned` | parameters | MACs "
+        "| training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    base = next((row for row in table if row["wiring"] == "chain"), table[0])
+    for row in table:
+        spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+        cells = [
+            f"`{row['wiring']}`",
+            str(row["seeds"]),
+            f"{row['mean']:.2f}{spread}",
+            *(_difference(row["minus"].get(other)) for other in ("chain", "learned")),
+            *(
+                f"{row[key]:,} ({100 * (row[key] / base[key] - 1):+.2f} %)"
+                for key in ("parameters", "macs")
+            ),
+            f"{row['seconds']:.0f} s",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _difference(entry):
+    if entry is None:
+        return ""
+    count, mean, half = entry
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] ({count})"
+
+
+def plot(groups):
+    """Accuracy of every run and means, a panel a study; runs of one seed are joined.
+
+    Args:
+        groups: dict of title to rows.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 4.2 * len(groups), 3.6), layout="constrained")
+    for axis, (title, rows) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
+    ):
+        wirings = [w for w in SEEDS if any(row["wiring"] == w for row in rows)]
+        for seed in sorted({row["seed"] for row in rows}):
+            points = {row["wiring"]: row["test_accuracy"] for row in rows if row["seed"] == seed}
+            found = [w for w in wirings if w in points]
+            axis.plot(
+                [wirings.index(w) for w in found],
+                [100 * points[w] for w in found],
+                color="0.75",
+                linewidth=0.8,
+                marker="o",
+                markersize=3.5,
+                markerfacecolor="tab:blue",
+                markeredgewidth=0,
+                zorder=1,
+            )
+        for k, wiring in enumerate(wirings):
+            values = [100 * row["test_accuracy"] for row in rows if row["wiring"] == wiring]
+            mean = sum(values) / len(values)
+            axis.hlines(mean, k - 0.25, k + 0.25, color="black", zorder=2)
+            axis.annotate(
+                f"{mean:.2f}", (k + 0.27, mean), va="center", fontsize=8, annotation_clip=False
+            )
+        axis.set_xticks(range(len(wirings)), wirings)
+        axis.set_xlim(-0.5, len(wirings) - 0.3)
+        axis.set(title=title, ylabel="test accuracy, %")
+    return figure
+
+
+def studies_of(rows):
+    """Rows of the test split by study, each study's newest recipe, in the order of `STUDIES`."""
+    groups = {}
+    for name in STUDIES:
+        own = [row for row in rows if row["study"] == name and row["split"] == "test"]
+        own = [row for row in own if row["recipe_hash"] == own[-1]["recipe_hash"]]
+        if own:
+            order = list(SEEDS)
+            groups[name] = sorted(own, key=lambda row: (order.index(row["wiring"]), row["seed"]))
+    return groups
+
+
+def parse_args(argv=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--study", default="cifar10", choices=STUDIES)
+    parser.add_argument("--data-dir", help="the data set's folder, see python -m train.imagenet")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
+    parser.add_argument("--rows", type=pathlib.Path, default=ROWS, help="JSON lines, one a run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on a core each")
+    parser.add_argument("--validation", action="store_true", help="see above")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe"
+    )
+    parser.add_argument("--wiring", action="append", help="only this wiring (repeatable)")
+    parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
+    parser.add_argument("--table", action="store_true", help="train nothing, show the rows")
+    parser.add_argument("--plot", type=pathlib.Path, help="file for the picture (PNG)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Trains what is missing; shows the table."""
+    args = parse_args(argv)
+    if not args.table:
+        try:
+            _train_missing(args)
+        except (ValueError, OSError, FloatingPointError) as error:
+            sys.exit(f"benchmarks.accuracy: {error}")
+    groups = studies_of(read_rows(args.rows))
+    for name, rows in groups.items():
+        print(f"\n{name}: {rows[0]['model']}, {rows[0]['epochs']} epochs\n")
+        print("\n".join(markdown(summarize(rows))))
+    if args.plot and groups:
+        plot(groups).savefig(args.plot, dpi=130)
+
+
+def _train_missing(args):
+    jobs = plan(args.study, validation=args.validation, overrides=args.set, workdir=args.workdir)
+    jobs = [job for job in jobs if not args.wiring or job.recipe.wiring in args.wiring]
+    jobs = [job for job in jobs if not args.seed or job.recipe.seed in args.seed]
+    todo = missing(jobs, read_rows(args.rows))
+    print(f"{args.study}: {len(jobs)} runs, {len(todo)} to do", flush=True)
+    if not todo:
+        return
+    for job in todo:
+        if job.init_from is not None and not job.init_from.exists():
+            raise FileNotFoundError(
+                f"No weights at {job.init_from}: run the study "
+                f"{STUDIES[args.study].init_from!r} with the same --workdir first"
+            )
+    images = args.workdir / f"{STUDIES[args.study].dataset}-{IMAGES}"
+    save_images(todo[0].recipe, args.data_dir, images)
+    for row in run_jobs(todo, images, args.rows, args.jobs):
+        print(
+            f"{row['wiring']:<9}seed {row['seed']}  {100 * row['test_accuracy']:.2f} %  "
+            f"{row['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Keras callback that follows connectivity during `model.fit`."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from dgnet_keras import connectivity
+from dgnet_keras.backbones.base import connectivity_model
+
+
+class RouterHealthWarning(UserWarning):
+    """The routers of a network have collapsed, or edges are dead; see `router_health`."""
+
+
+class ConnectivityMonitor(keras.callbacks.Callback):
+    """Measures the connectivity of some images after every epoch, and warns of ill routers.
+
+    Adds to the epoch's logs (so that `History` and `CSVLogger` have them; put the callback
+    before these) `open_rate/<stage>`, share of edges open, mean over images; `router_entropy/
+    <stage>`, mean over edges of the entropy in bits of whether an image has the edge open; and
+    `distinct_paths`. With `log_dir`, these and the mean adjacency (as images) go to TensorBoard.
+    For a `dynamic` network, `connectivity.router_health` is asked, and what it finds is a
+    `RouterHealthWarning`, each kind once.
+
+    Args:
+        images: what the model takes (preprocessed), (count, height, width, channels); some
+            hundreds of all classes, 256 are enough as a rule.
+        log_dir: folder for TensorBoard, or None.
+        patience: epochs before the first warning: routers start out alike.
+        batch_size: images computed at a time.
+
+    Raises:
+        ValueError: if there are fewer than 2 images; at the start of training, if the model has
+            no edges.
+    """
+
+    def __init__(self, images, *, log_dir=None, patience=1, batch_size=128):
+        super().__init__()
+        self.images = np.asarray(images)
+        if len(self.images) < 2:
+            raise ValueError(f"`images` must be at least 2. Received: {len(self.images)}")
+        self.log_dir = log_dir
+        self.patience = patience
+        self.batch_size = batch_size
+        self.findings = []
+        self._writer = None
+
+    def on_train_begin(self, logs=None):
+        """Prepares the model that gives adjacency alone."""
+        self._connectivity = connectivity_model(self.model)
+        if self._connectivity is None:
+            raise ValueError("ConnectivityMonitor needs a model with at least one edge.")
+        self._warned = set()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures, writes and warns."""
+        found = self._connectivity.predict(self.images, batch_size=self.batch_size, verbose=0)
+        metrics = connectivity.metrics(found)
+        if logs is not None:
+            logs.update(metrics)
+        if self.log_dir is not None:
+            self._write(epoch, metrics, found)
+        if self.model.wiring == "dynamic":
+            self._check(epoch, found)
+
+    def on_train_end(self, logs=None):
+        """Closes the files."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _check(self, epoch, found):
+        self.findings = connectivity.router_health(found)
+        if epoch + 1 < self.patience:
+            return
+        for finding in self.findings:
+            if finding.kind not in self._warned:
+                self._warned.add(finding.kind)
+                text = f"After epoch {epoch + 1}: {finding.message}"
+                warnings.warn(text, RouterHealthWarning, stacklevel=2)
+
+    def _write(self, epoch, metrics, found):
+        import tensorflow as tf
+
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.log_dir))
+        with self._writer.as_default(step=epoch):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
+            for name, matrices in found.items():
+                heat_map = connectivity.heat_map(matrices.mean(axis=0))
+                tf.summary.image(f"adjacency/{name}", heat_map[None])
+        self._writer.flush()

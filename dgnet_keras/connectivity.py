@@ -1,0 +1,372 @@
+"""What a set of images' connectivity says: path diversity, like images, health of the routers.
+
+Works on arrays, as `dgnet_keras.adjacency` returns them, with NumPy alone; imports nothing from
+the package. The measures are this implementation's own choice of standard ones.
+"""
+
+import dataclasses
+
+import numpy as np
+
+RARE = 0.001
+CONSTANT = 0.01
+HEAT_MAP_PIXELS = 128
+
+
+def check_adjacency(adjacency):
+    """Number of images; `ValueError` unless this is an adjacency with edges, of equal lengths."""
+    if not adjacency:
+        raise ValueError("There is no adjacency: the model has no stage with edges.")
+    shapes = {name: np.shape(matrix) for name, matrix in adjacency.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 3 or shape[1] != shape[2]:
+            raise ValueError(
+                "An adjacency must be of shape (images, N + 1, N + 1). "
+                f"Received: {shape} in {name!r}"
+            )
+    counts = {shape[0] for shape in shapes.values()}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(f"Every stage must have the same images, at least 1. Received: {shapes}")
+    return counts.pop()
+
+
+def check_labels(labels, images):
+    """Labels as int (images,); `ValueError` if they are not one an image."""
+    labels = np.asarray(labels).reshape(-1)
+    if len(labels) != images:
+        raise ValueError(
+            f"Expected one label an image. Received: {len(labels)} labels, {images} images"
+        )
+    return labels
+
+
+def edges_of(matrix):
+    """Indices (sources, targets) of the possible edges of an adjacency (..., N + 1, N + 1)."""
+    return np.triu_indices(np.shape(matrix)[-1], k=1)
+
+
+def flat_edges(adjacency):
+    """All possible edges' weights, graph after graph: float (images, edges)."""
+    columns = [np.asarray(matrix)[:, *edges_of(matrix)] for matrix in adjacency.values()]
+    return np.concatenate(columns, axis=1)
+
+
+def paths(adjacency):
+    """The path of each image: which set of edges it keeps open.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+
+    Returns:
+        Tuple of the number of each image's path, int (images,), and the paths, bool
+        (paths, edges), the most frequent first (ties: as they sort).
+    """
+    check_adjacency(adjacency)
+    found, numbers, counts = np.unique(
+        flat_edges(adjacency) > 0, axis=0, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[numbers.reshape(-1)], found[order]
+
+
+def entropy(counts):
+    """Entropy in bits of the distribution that is proportional to `counts`."""
+    p = np.asarray(counts, "float64")
+    p = p[p > 0] / p.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def binary_entropy(p):
+    """Entropy in bits of events of probability `p`, an array."""
+    p = np.asarray(p, "float64")
+    q = np.clip(p, 1e-12, 1 - 1e-12)
+    return -(q * np.log2(q) + (1 - q) * np.log2(1 - q)) * ((p > 0) & (p < 1))
+
+
+def mutual_information(a, b):
+    """Mutual information in bits of two labellings, int (images,) each, as they are counted.
+
+    Of few images in many groups it is too large (each image tells its own label): compare it with
+    that of shuffled labels.
+    """
+    pairs = np.unique(np.stack([a, b]), axis=1, return_counts=True)[1]
+    singles = [np.unique(x, return_counts=True)[1] for x in (a, b)]
+    return max(0.0, entropy(singles[0]) + entropy(singles[1]) - entropy(pairs))
+
+
+def path_diversity(adjacency, labels=None, *, shuffles=20, seed=0):
+    """How many paths the images take, and how much a path says about the image's class.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1), see
+            `dgnet_keras.adjacency`.
+        labels: class of each image, int (images,), or None.
+        shuffles: number of random orders of the labels that `mutual_information_by_chance` is a
+            mean over.
+        seed: of these orders.
+
+    Returns:
+        Dict: `images`; for all stages together, and under `stages` for each by its name,
+        `distinct_paths`, `path_entropy` (bits), `largest_share` (share of the images on the most
+        frequent path) and, with labels, `class_entropy`, `mutual_information` of path and class
+        and `mutual_information_by_chance`, that of shuffled labels (bits; the information is what
+        exceeds it). A stage also has arrays (N + 1, N + 1): `open_rate`, `edge_entropy` (bits, of
+        whether an image keeps the edge open), `mean_weight`, `weight_std` (over images, closed
+        edges as 0), and with labels `weight_by_class`, the share of the weights' variance that
+        lies between classes, 0 to 1 (0 where they do not vary).
+
+    Raises:
+        ValueError: if there are no edges, or not one label an image.
+    """
+    images = check_adjacency(adjacency)
+    if labels is not None:
+        labels = check_labels(labels, images)
+        rng = np.random.default_rng(seed)
+        shuffled = [rng.permutation(labels) for _ in range(shuffles)]
+
+    def of_paths(part):
+        numbers, found = paths(part)
+        counts = np.bincount(numbers)
+        measures = {
+            "distinct_paths": len(found),
+            "path_entropy": entropy(counts),
+            "largest_share": float(counts.max() / images),
+        }
+        if labels is not None:
+            by_chance = [mutual_information(numbers, other) for other in shuffled]
+            measures |= {
+                "class_entropy": entropy(np.unique(labels, return_counts=True)[1]),
+                "mutual_information": mutual_information(numbers, labels),
+                "mutual_information_by_chance": float(np.mean(by_chance)),
+            }
+        return measures
+
+    stages = {}
+    for name, matrix in adjacency.items():
+        matrix = np.asarray(matrix, "float64")
+        open_rate = (matrix > 0).mean(axis=0)
+        stages[name] = {
+            **of_paths({name: matrix}),
+            "open_rate": open_rate,
+            "edge_entropy": binary_entropy(open_rate),
+            "mean_weight": matrix.mean(axis=0),
+            "weight_std": matrix.std(axis=0),
+        }
+        if labels is not None:
+            stages[name]["weight_by_class"] = _between_classes(matrix, labels)
+    return {"images": images, **of_paths(adjacency), "stages": stages}
+
+
+def _between_classes(values, labels):
+    """Share of the variance over axis 0 that lies between the labels' means."""
+    total = values.var(axis=0)
+    mean = values.mean(axis=0)
+    between = np.zeros_like(total)
+    for label in np.unique(labels):
+        chosen = values[labels == label]
+        between += len(chosen) / len(values) * (chosen.mean(axis=0) - mean) ** 2
+    return np.divide(between, total, out=np.zeros_like(total), where=total > 1e-12)
+
+
+def metrics(adjacency):
+    """The figures to follow during training.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+
+    Returns:
+        Dict of floats: `open_rate/<stage>`, share of the stage's edges that an image keeps open,
+        on average; `router_entropy/<stage>`, mean over edges of the entropy, in bits, of whether
+        an image has the edge open (0 where all images agree); `distinct_paths`.
+    """
+    open_rates = EdgeStatistics.of(adjacency).open_rate
+    return {**edge_metrics(open_rates), "distinct_paths": float(len(paths(adjacency)[1]))}
+
+
+def edge_metrics(open_rates):
+    """`open_rate/<stage>` and `router_entropy/<stage>` of `metrics`, from each edge's open rate."""
+    found = {}
+    for name, rates in open_rates.items():
+        rates = np.asarray(rates)[edges_of(rates)]
+        found[f"open_rate/{name}"] = float(rates.mean())
+        found[f"router_entropy/{name}"] = float(binary_entropy(rates).mean())
+    return found
+
+
+def heat_map(matrix):
+    """An adjacency (N + 1, N + 1) as an image, float32 (height, width, 1) in [0, 1].
+
+    White is the largest weight.
+    """
+    scaled = matrix / max(matrix.max(), 1e-12)
+    pixels = max(1, HEAT_MAP_PIXELS // len(matrix))
+    return np.kron(scaled, np.ones((pixels, pixels)))[..., None].astype("float32")
+
+
+def nearest_images(adjacency, index, *, count=5):
+    """The images whose edge weights are most like those of one image.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        index: number of the image to compare with.
+        count: number of images wanted.
+
+    Returns:
+        Tuple of indices, int (count,), nearest first and without `index` itself, and their
+        Euclidean distances over all edges' weights (closed edges as 0), float (count,). Fewer if
+        there are not so many other images.
+
+    Raises:
+        ValueError: if there are no edges.
+        IndexError: if there is no such image.
+    """
+    images = check_adjacency(adjacency)
+    if not 0 <= index < images:
+        raise IndexError(f"`index` must be in [0, {images}). Received: {index}")
+    weights = flat_edges(adjacency)
+    distances = np.linalg.norm(weights - weights[index], axis=1)
+    order = np.argsort(distances, kind="stable")
+    order = order[order != index][:count]
+    return order, distances[order]
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeStatistics:
+    """What the routers' health is told from; all over the same images.
+
+    Attributes:
+        open_rate: dict of stage name to the share of images that keep each edge open, float
+            (N + 1, N + 1).
+        mean_weight: likewise, mean of the edge weights, closed edges as 0.
+        weight_std: likewise, standard deviation over images.
+    """
+
+    open_rate: dict
+    mean_weight: dict
+    weight_std: dict
+
+    @classmethod
+    def of(cls, adjacency):
+        """Of the images of an adjacency, a dict of arrays (images, N + 1, N + 1)."""
+        check_adjacency(adjacency)
+        matrices = {name: np.asarray(matrix, "float64") for name, matrix in adjacency.items()}
+        return cls(
+            {name: (matrix > 0).mean(axis=0) for name, matrix in matrices.items()},
+            {name: matrix.mean(axis=0) for name, matrix in matrices.items()},
+            {name: matrix.std(axis=0) for name, matrix in matrices.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong with a network's routers.
+
+    Attributes:
+        kind: `"collapsed"`, `"dead_edges"`, `"dead_nodes"` or `"always_open"`.
+        stages: names of the stages (or graphs) concerned.
+        message: what was found, and what to try, in plain words.
+    """
+
+    kind: str
+    stages: tuple[str, ...]
+    message: str
+
+
+def router_health(statistics):
+    """What is wrong with the routers, if anything.
+
+    - `collapsed`: in a stage no edge opens or closes by image, and no edge's weight has a standard
+      deviation over images of more than 1 % of its mean: the wiring is the same for every image.
+    - `dead_nodes`: a block that no image has an open edge into: it is never used.
+    - `dead_edges`: more than half of a stage's edges are open for fewer than 0.1 % of the images.
+    - `always_open`: in no stage does any edge close for 0.1 % of the images: weights differ by
+      image, paths do not. (A stage all of whose edges stay open is no fault while another's
+      do not.)
+
+    Edges and nodes are judged by the images at hand: some hundreds, of all classes, are needed.
+
+    Args:
+        statistics: `EdgeStatistics`, or an adjacency, a dict of arrays (images, N + 1, N + 1).
+
+    Returns:
+        List of `Finding`; empty for a healthy network.
+
+    Raises:
+        ValueError: if there are no edges, or only one image.
+    """
+    if not isinstance(statistics, EdgeStatistics):
+        if check_adjacency(statistics) < 2:
+            raise ValueError("The routers' health needs at least 2 images. Received: 1")
+        statistics = EdgeStatistics.of(statistics)
+    collapsed, dead, dead_nodes = [], {}, {}
+    some_path_differs = False
+    all_open = True
+    for name, rates in statistics.open_rate.items():
+        edges = edges_of(rates)
+        rate = rates[edges]
+        mean, std = statistics.mean_weight[name][edges], statistics.weight_std[name][edges]
+        differs = (rate > RARE) & (rate < 1 - RARE)
+        some_path_differs |= bool(differs.any())
+        all_open &= bool((rate >= 1 - RARE).all())
+        if not differs.any() and (std <= CONSTANT * np.maximum(mean, 1e-12)).all():
+            collapsed.append(name)
+        if (share := np.mean(rate <= RARE)) > 0.5:
+            dead[name] = share
+        inner = np.arange(1, len(rates) - 1)
+        never = [int(node) for node in inner if (rates[:node, node] <= RARE).all()]
+        if never:
+            dead_nodes[name] = never
+    findings = []
+    if collapsed:
+        findings.append(
+            Finding(
+                "collapsed",
+                tuple(collapsed),
+                f"The routers of {_list(collapsed)} give every image the same edge weights: they "
+                "have collapsed, or have not learned yet. Try a higher router_lr_multiplier, more "
+                "epochs, or, after a warm start, freeze_backbone_epochs. If it stays so, "
+                "wiring='learned' gives the same network for less.",
+            )
+        )
+    if dead_nodes:
+        nodes = "; ".join(f"{name}: {_list(never)}" for name, never in dead_nodes.items())
+        findings.append(
+            Finding(
+                "dead_nodes",
+                tuple(dead_nodes),
+                f"No image uses these blocks ({nodes}): no edge into them ever opens. Try a lower "
+                "threshold, gate='straight_through' (closed edges can open again), or "
+                "init='open'.",
+            )
+        )
+    if dead:
+        shares = ", ".join(f"{share:.0%} in {name}" for name, share in dead.items())
+        findings.append(
+            Finding(
+                "dead_edges",
+                tuple(dead),
+                f"Most edges are closed for every image ({shares}). Try a lower threshold, or "
+                "gate='straight_through' (closed edges can open again).",
+            )
+        )
+    if all_open and len(collapsed) < len(statistics.open_rate):
+        findings.append(
+            Finding(
+                "always_open",
+                tuple(statistics.open_rate),
+                "Every edge is open for every image: edge weights differ by image, paths do not. "
+                "Try a higher threshold (the mean of the open edges' weights is "
+                f"{_mean_of_edges(statistics.mean_weight):.2f}).",
+            )
+        )
+    return findings
+
+
+def _mean_of_edges(matrices):
+    return np.concatenate([matrix[edges_of(matrix)] for matrix in matrices.values()]).mean()
+
+
+def _list(names):
+    return ", ".join(map(str, names))
