@@ -279,7 +279,8 @@ def router_health(statistics):
 
     - `collapsed`: in a stage no edge opens or closes by image, and no edge's weight has a standard
       deviation over images of more than 1 % of its mean: the wiring is the same for every image.
-    - `dead_nodes`: a block that no image has an open edge into: it is never used.
+    - `dead_nodes`: blocks that no image uses: no open edges lead there, or from there to the
+      output. They get no gradient either.
     - `dead_edges`: more than half of a stage's edges are open for fewer than 0.1 % of the images.
     - `always_open`: in no stage does any edge close for 0.1 % of the images: weights differ by
       image, paths do not. (A stage all of whose edges stay open is no fault while another's
@@ -314,9 +315,7 @@ def router_health(statistics):
             collapsed.append(name)
         if (share := np.mean(rate <= RARE)) > 0.5:
             dead[name] = share
-        inner = np.arange(1, len(rates) - 1)
-        never = [int(node) for node in inner if (rates[:node, node] <= RARE).all()]
-        if never:
+        if never := _unused_nodes(rates > RARE):
             dead_nodes[name] = never
     findings = []
     if collapsed:
@@ -336,9 +335,10 @@ def router_health(statistics):
             Finding(
                 "dead_nodes",
                 tuple(dead_nodes),
-                f"No image uses these blocks ({nodes}): no edge into them ever opens. Try a lower "
-                "threshold, gate='straight_through' (closed edges can open again), or "
-                "init='open'.",
+                f"No image uses these blocks ({nodes}): no open edges lead to them, or from them "
+                "to the output. Unused blocks do not learn. Try a lower threshold, or a lower "
+                "router_lr_multiplier: routers that are ahead of the blocks close what has not "
+                "learned yet.",
             )
         )
     if dead:
@@ -362,6 +362,19 @@ def router_health(statistics):
             )
         )
     return findings
+
+
+def _unused_nodes(is_open):
+    """Nodes of a graph, bool (N + 1, N + 1), that lie on no path from node 0 to the output."""
+    size = len(is_open)
+    from_first, to_output = {0}, {size - 1}
+    for node in range(1, size):
+        if any(is_open[j, node] for j in from_first):
+            from_first.add(node)
+    for node in range(size - 2, -1, -1):
+        if any(is_open[node, i] for i in to_output):
+            to_output.add(node)
+    return [node for node in range(size - 1) if node not in from_first & to_output]
 
 
 def _mean_of_edges(matrices):

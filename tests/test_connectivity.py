@@ -74,6 +74,7 @@ def test_a_healthy_network_is_left_alone():
         ([[0.5, 0.4, 0.3], [0.4, 0.5, 0.3]], "always_open"),
         ([[0.0, 0.4, 0.0], [0.0, 0.5, 0.0]], "dead_nodes"),
         ([[0.0, 0.4, 0.0], [0.0, 0.5, 0.0]], "dead_edges"),
+        ([[0.3, 0.4, 0.0], [0.0, 0.5, 0.0]], "dead_nodes"),  # block 1 leads nowhere
     ],
 )
 def test_ill_routers_are_named_with_a_suggestion(weights, kind):
