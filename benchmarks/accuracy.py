@@ -91,9 +91,13 @@ class Job:
 
 
 def recipe_hash(recipe):
-    """Short hash of all of a recipe but its wiring and seed."""
-    fields = dataclasses.asdict(recipe)
-    del fields["wiring"], fields["seed"]
+    """Short hash of all of a recipe but its wiring and seed.
+
+    What is off (0, None, empty) does not count, so that a new option leaves old rows valid.
+    """
+    fields = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
+    del fields["wiring"]
+    fields.pop("seed", None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

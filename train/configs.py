@@ -42,7 +42,9 @@ class Recipe:
         dtype: Keras dtype policy; `"mixed_float16"` scales the loss dynamically.
         optimizer: `"sgd"` (with momentum) or `"adamw"`.
         learning_rate: peak, for the whole batch.
-        router_lr_multiplier: of the learning rate of routers, edge logits and thresholds.
+        router_lr_multiplier: of the learning rate of routers, edge logits and thresholds. At 1
+            routers run ahead of the blocks: they close edges of blocks that have not learned
+            yet, and those then never do (docs/results.md).
         warmup_epochs: linear rise from 0, before the cosine decay to 0.
         momentum: Nesterov momentum of SGD.
         weight_decay: of kernels, routers' included; not of normalisation, biases, edge logits or
@@ -96,7 +98,7 @@ class Recipe:
     dtype: str = "float32"
     optimizer: str = "sgd"
     learning_rate: float = 0.1
-    router_lr_multiplier: float = 1.0
+    router_lr_multiplier: float = 0.1
     warmup_epochs: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -108,7 +108,7 @@ def test_kernels_alone_are_decayed(data, optimizer):
     """Decay moves kernels by -rate * decay * value, and nothing else."""
     recipe = dataclasses.replace(
         RECIPE, optimizer=optimizer, wiring="dynamic", threshold=0.2, learn_threshold=True,
-        gate="surrogate",
+        gate="surrogate", router_lr_multiplier=1.0,
     )  # fmt: skip
     plain = change(recipe, data)
     model, _, before = update(dataclasses.replace(recipe, weight_decay=0.5), data)
@@ -124,7 +124,7 @@ def test_kernels_alone_are_decayed(data, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_routers_have_their_own_learning_rate(data, optimizer):
-    recipe = dataclasses.replace(RECIPE, optimizer=optimizer)
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer, router_lr_multiplier=1.0)
     once = change(recipe, data)
     thrice = change(dataclasses.replace(recipe, router_lr_multiplier=3.0), data)
     routers = [path for path in once if is_wiring_weight(path)]
