@@ -437,6 +437,21 @@ def studies_of(rows):
     return groups
 
 
+def fill_in(text, groups):
+    """A document with the studies' tables, each between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    Args:
+        text: the document.
+        groups: dict of study to its rows.
+    """
+    for name, rows in groups.items():
+        head, mark, rest = text.partition(f"<!-- table: {name} -->\n")
+        if mark:
+            _, end, tail = rest.partition("<!-- end -->")
+            text = "\n".join([head + mark, *markdown(summarize(rows)), "", end + tail])
+    return text
+
+
 def parse_args(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -457,6 +472,9 @@ def parse_args(argv=None):
     parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
     parser.add_argument("--table", action="store_true", help="train nothing, show the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="file for the picture (PNG)")
+    parser.add_argument(
+        "--document", type=pathlib.Path, help="Markdown file to write the tables into"
+    )
     return parser.parse_args(argv)
 
 
@@ -474,6 +492,8 @@ def main(argv=None):
         print("\n".join(markdown(summarize(rows))))
     if args.plot and groups:
         plot(groups).savefig(args.plot, dpi=130)
+    if args.document:
+        args.document.write_text(fill_in(args.document.read_text(), groups))
 
 
 def _train_missing(args):

@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"]:
     # last moment to keep TensorFlow's start-up messages out of the command's output.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from dgnet_keras import connectivity, layers
+from dgnet_keras import connectivity, layers, optimizers
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone, adjacency, with_adjacency
 from dgnet_keras.callbacks import ConnectivityMonitor, RouterHealthWarning
@@ -39,5 +39,6 @@ __all__ = [
     "layers",
     "list_variants",
     "load_timm",
+    "optimizers",
     "with_adjacency",
 ]

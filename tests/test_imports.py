@@ -37,7 +37,16 @@ PACKAGE_ORDER = (
     *("version", "preprocessing", "layers.gate", "layers.blocks", "layers.router"),
     *("layers.graph", "layers", "connectivity", "backbones.base"),
     *(f"backbones.{family}" for family in ("mobilenet_v2", "resnet", "resnext", "regnet")),
-    *("backbones", "convert", "classifier", "complexity", "export", "visualize", "callbacks"),
+    *(
+        "backbones",
+        "convert",
+        "optimizers",
+        "classifier",
+        "complexity",
+        "export",
+        "visualize",
+        "callbacks",
+    ),
 )
 
 

@@ -5,6 +5,7 @@ records in files (`Records`). `input_pipeline` makes batches of both.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -372,8 +373,8 @@ def count_records(files):
     cache = os.path.join(os.path.dirname(files[0]), ".record_counts.json")
     known = {}
     if tf.io.gfile.exists(cache):
-        with tf.io.gfile.GFile(cache) as file:
-            known = json.loads(file.read())
+        with tf.io.gfile.GFile(cache) as file, contextlib.suppress(ValueError):
+            known = dict(json.loads(file.read()))  # a broken one is made anew
 
     def count(path):
         size = tf.io.gfile.stat(path).length

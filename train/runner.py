@@ -38,6 +38,8 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         OSError: if something cannot be written; what was saved before is whole.
         engine.RunStopped: after SIGTERM or SIGINT; the run's state is saved.
     """
+    if not str(workdir):
+        raise ValueError("--workdir must be the name of a folder. Received: ''")
     workdir = pathlib.Path(workdir)
     strategy = make_strategy(strategy)
     # Bound to the terminal now: Orbit's output is redirected below. Only the chief speaks.

@@ -136,3 +136,13 @@ def test_committed_rows_are_whole_and_of_one_recipe_a_study():
         assert KEYS <= set(row)
     keys = [accuracy._key(row) for row in rows]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_documents_tables_are_those_of_the_committed_rows():
+    groups = accuracy.studies_of(accuracy.read_rows(accuracy.ROWS))
+    if not groups:
+        pytest.skip(f"no rows in {accuracy.ROWS}")
+    text = (accuracy.ROOT / "docs" / "results.md").read_text()
+    assert accuracy.fill_in(text, groups) == text
+    for name in groups:
+        assert f"<!-- table: {name} -->" in text

@@ -184,6 +184,8 @@ def test_counts_are_kept_and_checked_against_the_files_size(records):
     assert (records / ".record_counts.json").exists()
     write_shards(records, "validation", (6, 5))
     assert len(datasets.load_data(RECIPE, records).test) == 11
+    (records / ".record_counts.json").write_text("{broken")
+    assert len(datasets.load_data(RECIPE, records).test) == 11
 
 
 def test_cached_data_is_the_same_data(records, tmp_path):

@@ -56,6 +56,11 @@ def test_the_routers_health_is_in_the_results(finished):
     assert results["router_health"] == list(history[-1]["router_health"].values())
 
 
+def test_a_run_needs_a_folder():
+    with pytest.raises(ValueError, match=r"--workdir must be the name of a folder"):
+        runner.train(get_recipe("digits_resnet20", TINY), "")
+
+
 def test_epochs_between_two_evaluations(finished, tmp_path, capsys):
     _, other, _ = finished
     recipe = get_recipe(
