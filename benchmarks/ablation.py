@@ -149,6 +149,8 @@ def main(argv=None):
         if not (job.workdir / accuracy.WEIGHTS).exists():
             print(f"not finished: {job.workdir}", file=sys.stderr)
             continue
+        if not images.exists():
+            sys.exit(f"benchmarks.ablation: no {images}: it is in the workdir of the runs")
         accuracy.append_row(args.output, ablate(job, images))
     rows = accuracy.read_rows(args.output)
     wanted = {job.identity["recipe_hash"] for job in jobs}

@@ -17,7 +17,6 @@ The table gives means over seeds and the paired differences of `dynamic` with th
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,6 +24,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -37,6 +37,13 @@ SEEDS = {"dynamic": 8, "chain": 8, "learned": 8, "random": 3, "complete": 3}
 IDENTITY = ("dataset", "split", "model", "wiring", "seed", "epochs", "recipe_hash", "init_from")
 WEIGHTS = "final.weights.h5"
 IMAGES = "images.npz"
+OWN_KEYS = {  # keys of the recipe that the benchmark sets itself
+    "wiring": "--wiring",
+    "seed": "--seed",
+    "validation": "--validation",
+    "evaluation_epochs": "the benchmark, which evaluates once",
+    "dataset": "--study",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,9 @@ def plan(name, *, validation=False, overrides=(), workdir=pathlib.Path("runs/acc
 
     check_choice("study", name, tuple(STUDIES))
     study = STUDIES[name]
+    for item in overrides:
+        if (key := item.partition("=")[0]) in OWN_KEYS:
+            raise ValueError(f"`{key}` is set by {OWN_KEYS[key]}. Received: --set {item}")
     overrides = (*study.overrides, *overrides)
     share = f"validation={VALIDATION if validation else 0.0}"
     base = get_recipe(study.recipe, (*overrides, "evaluation_epochs=1000000", share))
@@ -156,7 +166,13 @@ def read_rows(path):
     """The rows of a JSON-lines file; none if it does not exist."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+    return rows
 
 
 def append_row(path, row):
@@ -177,15 +193,23 @@ def missing(jobs, rows):
 
 
 def save_images(recipe, data_dir, path):
-    """Loads a recipe's data and, unless it is there, writes it decoded to `path` (.npz)."""
-    if path.exists():
-        return
+    """Loads a recipe's data and, unless it is there, writes it decoded to `path` (.npz).
+
+    Raises:
+        ValueError: if `path` holds other data.
+    """
     import numpy as np
 
     from train import datasets
 
+    source = f"{recipe.dataset} {data_dir and pathlib.Path(data_dir).resolve()}"
+    if path.exists():
+        with np.load(path) as parts:
+            if (there := str(parts["source"])) != source:
+                raise ValueError(f"{path} holds the images of {there!r}, not of {source!r}")
+        return
     data = datasets.load_data(dataclasses.replace(recipe, validation=0.0), data_dir)
-    parts = {"class_names": np.array(data.class_names)}
+    parts = {"class_names": np.array(data.class_names), "source": np.array(source)}
     for name, split in (("train", data.train), ("test", data.test)):
         split = split.decoded()
         parts |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
@@ -248,10 +272,6 @@ def _train_once(job, images):
     run.finish()
     last = run.history[-1]
     checkpoints.save_weights(run.model, job.workdir / WEIGHTS)
-    for name in ("checkpoints", "tensorboard", engine.BEST_WEIGHTS):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            shutil.rmtree(job.workdir / name)
-    (job.workdir / engine.BEST_WEIGHTS).unlink(missing_ok=True)
     counted = dg.count_macs(run.model)
     connectivity = ("open_rate/", "router_entropy/", "distinct_paths")
     return {
@@ -287,14 +307,34 @@ def run_jobs(jobs, images, rows, parallel):
         for k in range(parallel):
             cores.put(available[k % len(available)])
         futures = {pool.submit(train_once, job, images, cores): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
+        for future in _completed(futures):
             try:
                 row = {**future.result(), "commit": commit}
             except FloatingPointError as error:  # the others go on
                 print(f"{futures[future].workdir}: {error}", file=sys.stderr)
                 continue
             append_row(rows, row)
+            _tidy(futures[future].workdir)
             yield row
+
+
+def _completed(futures):
+    """The futures as they finish; whatever stops this process stops its workers."""
+    try:
+        yield from concurrent.futures.as_completed(futures)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+
+
+def _tidy(workdir):
+    """Removes what a finished run needs no more. Not before its row is written."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    (workdir / "best.weights.h5").unlink(missing_ok=True)
 
 
 def _commit():
@@ -426,10 +466,14 @@ def plot(groups):
 
 
 def studies_of(rows):
-    """Rows of the test split by study, each study's newest recipe, in the order of `STUDIES`."""
+    """Rows of the test split by study, in the order of `STUDIES`: its own, newest recipe.
+
+    Runs with `--set` are not a study's own.
+    """
     groups = {}
     for name in STUDIES:
         own = [row for row in rows if row["study"] == name and row["split"] == "test"]
+        own = [row for row in own if row["overrides"] == list(STUDIES[name].overrides)]
         own = [row for row in own if row["recipe_hash"] == own[-1]["recipe_hash"]]
         if own:
             order = list(SEEDS)
@@ -448,6 +492,8 @@ def fill_in(text, groups):
         head, mark, rest = text.partition(f"<!-- table: {name} -->\n")
         if mark:
             _, end, tail = rest.partition("<!-- end -->")
+            if not end:
+                raise ValueError(f"There is no <!-- end --> after <!-- table: {name} -->")
             text = "\n".join([head + mark, *markdown(summarize(rows)), "", end + tail])
     return text
 
@@ -468,7 +514,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe"
     )
-    parser.add_argument("--wiring", action="append", help="only this wiring (repeatable)")
+    parser.add_argument(
+        "--wiring", action="append", choices=SEEDS, help="only this wiring (repeatable)"
+    )
     parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
     parser.add_argument("--table", action="store_true", help="train nothing, show the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="file for the picture (PNG)")
@@ -481,15 +529,22 @@ def parse_args(argv=None):
 def main(argv=None):
     """Trains what is missing; shows the table."""
     args = parse_args(argv)
-    if not args.table:
-        try:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        if not args.table:
             _train_missing(args)
-        except (ValueError, OSError, FloatingPointError) as error:
-            sys.exit(f"benchmarks.accuracy: {error}")
+        _show(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"benchmarks.accuracy: {error}")
+
+
+def _show(args):
     groups = studies_of(read_rows(args.rows))
     for name, rows in groups.items():
         print(f"\n{name}: {rows[0]['model']}, {rows[0]['epochs']} epochs\n")
         print("\n".join(markdown(summarize(rows))))
+    if not groups:
+        print(f"No rows of a study's own recipe on the test images in {args.rows}")
     if args.plot and groups:
         plot(groups).savefig(args.plot, dpi=130)
     if args.document:
@@ -500,6 +555,8 @@ def _train_missing(args):
     jobs = plan(args.study, validation=args.validation, overrides=args.set, workdir=args.workdir)
     jobs = [job for job in jobs if not args.wiring or job.recipe.wiring in args.wiring]
     jobs = [job for job in jobs if not args.seed or job.recipe.seed in args.seed]
+    if not jobs:
+        raise ValueError(f"{args.study} has no run of --wiring {args.wiring} --seed {args.seed}")
     todo = missing(jobs, read_rows(args.rows))
     print(f"{args.study}: {len(jobs)} runs, {len(todo)} to do", flush=True)
     if not todo:

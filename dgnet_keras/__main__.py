@@ -149,7 +149,7 @@ def load_model(path):
         )
     try:
         return keras.saving.load_model(file, compile=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: unknown custom layers
         raise ValueError(f"{file} cannot be read as a Keras model: {error}") from error
 
 
@@ -169,7 +169,7 @@ def image_files(folder, limit):
         (path, label)
         for label, name in enumerate(classes or [""])
         for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
     ]
     if not found:
         raise ValueError(
@@ -182,7 +182,7 @@ def image_files(folder, limit):
     return list(paths), list(labels) if classes else None, classes or None
 
 
-def read_images(paths, preprocessing):
+def read_images(paths, preprocessing, channels):
     """Images as a model takes them, and which of the files could be decoded.
 
     Returns:
@@ -194,9 +194,7 @@ def read_images(paths, preprocessing):
     images, kept = [], []
     for k, path in enumerate(paths):
         try:
-            pixels = tf.io.decode_image(
-                path.read_bytes(), len(preprocessing.mean), expand_animations=False
-            )
+            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
         except tf.errors.OpError:
             print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
             continue
@@ -214,11 +212,14 @@ def plot_command(args):
     import dgnet_keras as dg
     from dgnet_keras import connectivity, visualize
 
+    output = pathlib.Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`--output` must be a folder. Received: the file {output}")
     paths, labels, class_names = image_files(args.images, args.limit)
     model = load_model(args.model)
     if not getattr(model, "adjacency_outputs", None):
         raise ValueError(f"The model of {args.model} has no edges to draw.")
-    inputs, kept = read_images(paths, model.preprocessing)
+    inputs, kept = read_images(paths, model.preprocessing, model.input_shape[-1])
     paths = [paths[k] for k in kept]
     pictures = model.preprocessing.denormalize(inputs).numpy()
     counted = dg.count_macs(model, inputs)
@@ -247,7 +248,6 @@ def plot_command(args):
         ),
         "macs": visualize.plot_macs(macs, counted["macs"], labels, class_names=names),
     }
-    output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=130)

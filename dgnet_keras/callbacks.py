@@ -27,19 +27,22 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         images: what the model takes (preprocessed), (count, height, width, channels); some
             hundreds of all classes, 256 are enough as a rule.
         log_dir: folder for TensorBoard, or None.
-        patience: epochs before the first warning: routers start out alike.
+        patience: epoch of the first warning: before it routers may still be where they started.
         batch_size: images computed at a time.
 
     Raises:
-        ValueError: if there are fewer than 2 images; at the start of training, if the model has
-            no edges.
+        ValueError: if `images` is not an array of at least 2 images; at the start of training,
+            if the model has no edges or takes other images.
     """
 
-    def __init__(self, images, *, log_dir=None, patience=1, batch_size=128):
+    def __init__(self, images, *, log_dir=None, patience=2, batch_size=128):
         super().__init__()
         self.images = np.asarray(images)
-        if len(self.images) < 2:
-            raise ValueError(f"`images` must be at least 2. Received: {len(self.images)}")
+        if self.images.ndim != 4 or len(self.images) < 2:
+            raise ValueError(
+                "`images` must be an array (count, height, width, channels) of at least 2. "
+                f"Received: shape {self.images.shape}, {type(images).__name__}"
+            )
         self.log_dir = log_dir
         self.patience = patience
         self.batch_size = batch_size
@@ -51,11 +54,21 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         self._connectivity = connectivity_model(self.model)
         if self._connectivity is None:
             raise ValueError("ConnectivityMonitor needs a model with at least one edge.")
+        expected = self.model.input_shape[1:]
+        fits = zip(expected, self.images.shape[1:], strict=True)
+        if not all(size in (None, given) for size, given in fits):
+            raise ValueError(
+                f"`images` must be what the model takes, {expected}. "
+                f"Received: {self.images.shape[1:]}"
+            )
         self._warned = set()
 
     def on_epoch_end(self, epoch, logs=None):
         """Measures, writes and warns."""
         found = self._connectivity.predict(self.images, batch_size=self.batch_size, verbose=0)
+        if not all(np.isfinite(matrix).all() for matrix in found.values()):
+            self._warn(epoch, "not_finite", "Edge weights are not finite: training has diverged.")
+            return
         metrics = connectivity.metrics(found)
         if logs is not None:
             logs.update(metrics)
@@ -75,10 +88,13 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         if epoch + 1 < self.patience:
             return
         for finding in self.findings:
-            if finding.kind not in self._warned:
-                self._warned.add(finding.kind)
-                text = f"After epoch {epoch + 1}: {finding.message}"
-                warnings.warn(text, RouterHealthWarning, stacklevel=2)
+            self._warn(epoch, finding.kind, finding.message)
+
+    def _warn(self, epoch, kind, message):
+        if kind not in self._warned:
+            self._warned.add(kind)
+            text = f"After epoch {epoch + 1}: {message}"
+            warnings.warn(text, RouterHealthWarning, stacklevel=3)
 
     def _write(self, epoch, metrics, found):
         import tensorflow as tf

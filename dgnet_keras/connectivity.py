@@ -14,7 +14,17 @@ HEAT_MAP_PIXELS = 128
 
 
 def check_adjacency(adjacency):
-    """Number of images; `ValueError` unless this is an adjacency with edges, of equal lengths."""
+    """Number of images of a whole adjacency.
+
+    Raises:
+        ValueError: unless it is a dict of finite arrays (images, N + 1, N + 1), at least one of
+            them, all of the same number of images.
+    """
+    if not isinstance(adjacency, dict):
+        raise ValueError(
+            "An adjacency is a dict of stage name to array, see dgnet_keras.adjacency. "
+            f"Received: {type(adjacency).__name__}"
+        )
     if not adjacency:
         raise ValueError("There is no adjacency: the model has no stage with edges.")
     shapes = {name: np.shape(matrix) for name, matrix in adjacency.items()}
@@ -24,18 +34,42 @@ def check_adjacency(adjacency):
                 "An adjacency must be of shape (images, N + 1, N + 1). "
                 f"Received: {shape} in {name!r}"
             )
+        if not np.isfinite(adjacency[name]).all():
+            bad = int((~np.isfinite(adjacency[name])).any(axis=(1, 2)).sum())
+            raise ValueError(
+                f"Edge weights must be finite. Received: {bad} of {shape[0]} images with NaN or "
+                f"infinite ones in {name!r}: has training diverged?"
+            )
     counts = {shape[0] for shape in shapes.values()}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(f"Every stage must have the same images, at least 1. Received: {shapes}")
     return counts.pop()
 
 
-def check_labels(labels, images):
-    """Labels as int (images,); `ValueError` if they are not one an image."""
-    labels = np.asarray(labels).reshape(-1)
-    if len(labels) != images:
+def check_labels(labels, images, class_names=None):
+    """Labels as int (images,).
+
+    Raises:
+        ValueError: if they are not whole numbers, one an image, or not in `class_names`.
+    """
+    given = np.asarray(labels).reshape(-1)
+    if len(given) != images:
         raise ValueError(
-            f"Expected one label an image. Received: {len(labels)} labels, {images} images"
+            f"Expected one label an image. Received: {len(given)} labels, {images} images"
+        )
+    try:
+        labels = given.astype(int)
+        whole = bool((labels == given).all())
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"Labels must be whole numbers. Received: dtype {given.dtype}, such as {given[0]!r}"
+        )
+    if class_names is not None and not (0 <= labels.min() and labels.max() < len(class_names)):
+        raise ValueError(
+            f"Labels must be in [0, {len(class_names)}), the number of class_names. "
+            f"Received: {labels.min()} to {labels.max()}"
         )
     return labels
 
@@ -75,7 +109,7 @@ def entropy(counts):
     """Entropy in bits of the distribution that is proportional to `counts`."""
     p = np.asarray(counts, "float64")
     p = p[p > 0] / p.sum()
-    return float(-(p * np.log2(p)).sum())
+    return abs(float((p * np.log2(p)).sum()))
 
 
 def binary_entropy(p):
@@ -103,8 +137,8 @@ def path_diversity(adjacency, labels=None, *, shuffles=20, seed=0):
         adjacency: dict of stage name to array (images, N + 1, N + 1), see
             `dgnet_keras.adjacency`.
         labels: class of each image, int (images,), or None.
-        shuffles: number of random orders of the labels that `mutual_information_by_chance` is a
-            mean over.
+        shuffles: number of random orders of the labels, at least 1, that
+            `mutual_information_by_chance` is a mean over.
         seed: of these orders.
 
     Returns:
@@ -241,11 +275,14 @@ class EdgeStatistics:
             (N + 1, N + 1).
         mean_weight: likewise, mean of the edge weights, closed edges as 0.
         weight_std: likewise, standard deviation over images.
+        node_rate: dict of stage name to the share of images that use each node, float (N + 1,):
+            it lies on a path of open edges from node 0 to the output.
     """
 
     open_rate: dict
     mean_weight: dict
     weight_std: dict
+    node_rate: dict
 
     @classmethod
     def of(cls, adjacency):
@@ -256,7 +293,28 @@ class EdgeStatistics:
             {name: (matrix > 0).mean(axis=0) for name, matrix in matrices.items()},
             {name: matrix.mean(axis=0) for name, matrix in matrices.items()},
             {name: matrix.std(axis=0) for name, matrix in matrices.items()},
+            {name: used_nodes(matrix > 0).mean(axis=0) for name, matrix in matrices.items()},
         )
+
+
+def used_nodes(is_open):
+    """Which nodes lie on a path of open edges from node 0 to the output.
+
+    Args:
+        is_open: bool (images, N + 1, N + 1).
+
+    Returns:
+        bool (images, N + 1).
+    """
+    size = is_open.shape[-1]
+    from_first = np.zeros(is_open.shape[:2], bool)
+    to_output = np.zeros(is_open.shape[:2], bool)
+    from_first[:, 0] = to_output[:, -1] = True
+    for node in range(1, size):
+        from_first[:, node] = (is_open[:, :node, node] & from_first[:, :node]).any(axis=1)
+    for node in range(size - 2, -1, -1):
+        to_output[:, node] = (is_open[:, node, node + 1 :] & to_output[:, node + 1 :]).any(axis=1)
+    return from_first & to_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,14 +337,16 @@ def router_health(statistics):
 
     - `collapsed`: in a stage no edge opens or closes by image, and no edge's weight has a standard
       deviation over images of more than 1 % of its mean: the wiring is the same for every image.
-    - `dead_nodes`: blocks that no image uses: no open edges lead there, or from there to the
-      output. They get no gradient either.
-    - `dead_edges`: more than half of a stage's edges are open for fewer than 0.1 % of the images.
-    - `always_open`: in no stage does any edge close for 0.1 % of the images: weights differ by
-      image, paths do not. (A stage all of whose edges stay open is no fault while another's
-      do not.)
+    - `dead_nodes`: blocks that at most 0.1 % of the images use: no open edges lead there, or from
+      there to the output. They hardly get a gradient either.
+    - `dead_edges`: more than half of a stage's edges are open for at most 0.1 % of the images.
+    - `always_open`: in no stage does any edge close for more than 0.1 % of the images: weights
+      differ by image, paths do not. (A stage all of whose edges stay open is no fault while
+      another's do not.)
 
-    Edges and nodes are judged by the images at hand: some hundreds, of all classes, are needed.
+    To be asked of `dynamic` networks; wiring that is meant to be the same for every image is found
+    to be just that. Edges and nodes are judged by the images at hand: some hundreds, of all
+    classes, are needed.
 
     Args:
         statistics: `EdgeStatistics`, or an adjacency, a dict of arrays (images, N + 1, N + 1).
@@ -315,8 +375,9 @@ def router_health(statistics):
             collapsed.append(name)
         if (share := np.mean(rate <= RARE)) > 0.5:
             dead[name] = share
-        if never := _unused_nodes(rates > RARE):
-            dead_nodes[name] = never
+        used = statistics.node_rate[name][:-1]
+        if (used <= RARE).any():
+            dead_nodes[name] = np.flatnonzero(used <= RARE).tolist()
     findings = []
     if collapsed:
         findings.append(
@@ -324,9 +385,9 @@ def router_health(statistics):
                 "collapsed",
                 tuple(collapsed),
                 f"The routers of {_list(collapsed)} give every image the same edge weights: they "
-                "have collapsed, or have not learned yet. Try a higher router_lr_multiplier, more "
-                "epochs, or, after a warm start, freeze_backbone_epochs. If it stays so, "
-                "wiring='learned' gives the same network for less.",
+                "have collapsed, or have not learned yet. Try more epochs, or a higher "
+                "router_lr_multiplier. If it stays so, wiring='learned' gives the same network "
+                "for less.",
             )
         )
     if dead_nodes:
@@ -335,10 +396,10 @@ def router_health(statistics):
             Finding(
                 "dead_nodes",
                 tuple(dead_nodes),
-                f"No image uses these blocks ({nodes}): no open edges lead to them, or from them "
-                "to the output. Unused blocks do not learn. Try a lower threshold, or a lower "
-                "router_lr_multiplier: routers that are ahead of the blocks close what has not "
-                "learned yet.",
+                f"Hardly any image uses these blocks ({nodes}): no open edges lead to them, or "
+                "from them to the output. Unused blocks do not learn. Try a lower threshold, or a "
+                "lower router_lr_multiplier: routers that are ahead of the blocks close what has "
+                "not learned yet.",
             )
         )
     if dead:
@@ -347,8 +408,8 @@ def router_health(statistics):
             Finding(
                 "dead_edges",
                 tuple(dead),
-                f"Most edges are closed for every image ({shares}). Try a lower threshold, or "
-                "gate='straight_through' (closed edges can open again).",
+                f"Most edges are closed for (almost) every image: {shares}. A network that started "
+                "as its static twin may need more epochs. Try a lower threshold.",
             )
         )
     if all_open and len(collapsed) < len(statistics.open_rate):
@@ -362,19 +423,6 @@ def router_health(statistics):
             )
         )
     return findings
-
-
-def _unused_nodes(is_open):
-    """Nodes of a graph, bool (N + 1, N + 1), that lie on no path from node 0 to the output."""
-    size = len(is_open)
-    from_first, to_output = {0}, {size - 1}
-    for node in range(1, size):
-        if any(is_open[j, node] for j in from_first):
-            from_first.add(node)
-    for node in range(size - 2, -1, -1):
-        if any(is_open[node, i] for i in to_output):
-            to_output.add(node)
-    return [node for node in range(size - 1) if node not in from_first & to_output]
 
 
 def _mean_of_edges(matrices):

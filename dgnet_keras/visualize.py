@@ -34,8 +34,9 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
     Raises:
         ValueError: if there is no adjacency to draw, or labels and adjacency differ in length.
     """
-    labels = check_labels(labels, check_adjacency(adjacency))
-    classes = np.unique(labels)[:max_classes]
+    labels = check_labels(labels, check_adjacency(adjacency), class_names)
+    found = np.unique(labels)
+    classes = found[:max_classes]
     rows = [(name, measure) for name in adjacency for measure in ("mean weight", "open rate")]
     figure = _figure(1.5 + 1.3 * len(classes), 1.45 * len(rows))
     axes = figure.subplots(len(rows), len(classes), squeeze=False)
@@ -50,7 +51,9 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
         figure.colorbar(image, ax=row.tolist(), shrink=0.9)
     for axis, c in zip(axes[0], classes, strict=True):
         axis.set_title(_name(class_names, c), fontsize=9)
-    figure.suptitle("Connectivity by class: edge from node (row) to node (column)", fontsize=10)
+    shown = "" if len(classes) == len(found) else f" ({len(classes)} of {len(found)} classes)"
+    title = f"Connectivity by class: edge from node (row) to node (column){shown}"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -77,7 +80,7 @@ def plot_adjacency_by_image(adjacency, images, *, titles=None, max_images=8):
     figure = _figure(1.2 + 1.3 * count, 1.45 * rows)
     axes = figure.subplots(rows, count, squeeze=False)
     for k, axis in enumerate(axes[0]):
-        _draw_image(axis, images[k], None if titles is None else titles[k])
+        _draw_image(axis, images[k], _name(titles, k, ""))
     for row, (name, matrices) in zip(axes[1:], adjacency.items(), strict=True):
         top = max(float(np.max(matrices[:count])), 1e-6)
         for axis, matrix in zip(row, matrices, strict=False):
@@ -95,6 +98,7 @@ def plot_graph(adjacency, index=None, *, title=None):
     An arc's width is the edge's weight, relative to the stage's largest. Of many images, it is
     the mean weight of those that keep it open, and the arc's opacity the share of them. Edges
     from a node to the next run straight; the others above the line, those into the output below.
+    A node that none of the images uses is gray.
 
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1).
@@ -106,8 +110,11 @@ def plot_graph(adjacency, index=None, *, title=None):
 
     Raises:
         ValueError: if there is no adjacency to draw.
+        IndexError: if there is no such image.
     """
     images = check_adjacency(adjacency)
+    if index is not None and not 0 <= index < images:
+        raise IndexError(f"`index` must be in [0, {images}). Received: {index}")
     chosen = slice(None) if index is None else slice(index, index + 1)
     largest = max(matrix.shape[1] for matrix in adjacency.values())
     figure = _figure(min(1.5 + 1.0 * largest, 16), 1.9 * len(adjacency))
@@ -141,7 +148,8 @@ def plot_path_diversity(adjacency, labels=None, *, class_names=None):
     """
     found = connectivity.path_diversity(adjacency, labels)
     numbers, distinct = connectivity.paths(adjacency)
-    labels = np.zeros(len(numbers), int) if labels is None else np.asarray(labels).reshape(-1)
+    given = np.zeros(len(numbers), int) if labels is None else labels
+    labels = check_labels(given, len(numbers), class_names)
     classes = np.unique(labels)
     edges = max(len(connectivity.edges_of(m)[0]) for m in adjacency.values())
     width, rows = max(7.5, min(0.42 * edges + 4, 18)), len(adjacency)
@@ -174,13 +182,13 @@ def plot_path_diversity(adjacency, labels=None, *, class_names=None):
     return figure
 
 
-def plot_nearest_images(adjacency, images, *, queries=(0, 1, 2, 3), count=6, titles=None):
+def plot_nearest_images(adjacency, images, *, queries=None, count=6, titles=None):
     """For some images, those whose edge weights are most like theirs, with the distances.
 
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1).
         images: pictures, see `plot_adjacency_by_image`.
-        queries: numbers of the images to start from, a row each.
+        queries: numbers of the images to start from, a row each; None takes the first four.
         count: images found for each.
         titles: a string for each image, or None.
 
@@ -191,8 +199,11 @@ def plot_nearest_images(adjacency, images, *, queries=(0, 1, 2, 3), count=6, tit
         ValueError: if there is no adjacency to draw, or not one image for each adjacency.
         IndexError: if there is no such query.
     """
-    _check_images(adjacency, images)
+    available = _check_images(adjacency, images)
+    queries = range(min(4, available)) if queries is None else queries
     found = [connectivity.nearest_images(adjacency, q, count=count) for q in queries]
+    if not found:
+        raise ValueError("`queries` must name at least one image. Received none.")
     columns = 1 + max(len(indices) for indices, _ in found)
     figure = _figure(1.15 * columns, 1.4 * len(found) + 0.4)
     axes = figure.subplots(len(found), columns, squeeze=False)
@@ -234,7 +245,7 @@ def plot_macs(macs, total, labels=None, *, class_names=None):
     axes[0].hist(shares, bins=min(30, max(5, len(np.unique(shares)))), color="tab:blue")
     axes[0].set(ylabel="images", title=f"mean {shares.mean():.2f} % of {total:,.0f} MACs")
     if labels is not None:
-        labels = check_labels(labels, len(shares))
+        labels = check_labels(labels, len(shares), class_names)
         classes = np.unique(labels)
         axes[1].boxplot([shares[labels == c] for c in classes], orientation="horizontal", sym=".")
         names = [_name(class_names, c) for c in classes]
@@ -257,7 +268,12 @@ def _figure(width, height):
 def _name(names, index, default=None):
     if names is None:
         return str(index) if default is None else default
-    return str(names[index])
+    return _plain(names[index])
+
+
+def _plain(text):
+    """Text as it is: `$` does not start mathematics, and what is not UTF-8 becomes `?`."""
+    return str(text).encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _check_images(adjacency, images):
@@ -274,7 +290,8 @@ def _draw_image(axis, image, title, **font):
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
         image = (image - low) / max(high - low, 1e-12)
-    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray")
+    limits = {"vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", **limits)
     axis.set_xticks([])
     axis.set_yticks([])
     if title:
@@ -303,40 +320,40 @@ def _cross_closed(axis, matrix):
 
 
 def _draw_graph(axis, matrices):
-    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
 
     size = matrices.shape[1]
-    rate = (matrices > 0).mean(axis=0)
-    total = matrices.sum(axis=0)
-    opened = np.maximum((matrices > 0).sum(axis=0), 1)
-    weight = total / opened
+    is_open = matrices > 0
+    rate = is_open.mean(axis=0)
+    weight = matrices.sum(axis=0) / np.maximum(is_open.sum(axis=0), 1)
     top = max(weight.max(), 1e-12)
     for j, i in zip(*connectivity.edges_of(matrices), strict=True):
         if not rate[j, i]:
             continue
-        bend = 0.0 if i == j + 1 else (0.35 if i == size - 1 else -0.35)
-        arrow = FancyArrowPatch(
-            (j, 0),
-            (i, 0),
-            connectionstyle=f"arc3,rad={bend}",
-            arrowstyle="-",
-            linewidth=0.4 + 5 * weight[j, i] / top,
-            alpha=0.12 + 0.75 * rate[j, i],
-            color="tab:blue",
-            capstyle="butt",
-            zorder=1,
+        # A quadratic curve rises to half the height of its control point.
+        side = 0 if i == j + 1 else (-1 if i == size - 1 else 1)
+        height = 2 * side * (i - j) / (size - 1)
+        curve = Path([(j, 0), ((j + i) / 2, height), (i, 0)], [Path.MOVETO] + [Path.CURVE3] * 2)
+        axis.add_patch(
+            PathPatch(
+                curve,
+                fill=False,
+                linewidth=0.4 + 5 * weight[j, i] / top,
+                alpha=0.12 + 0.75 * rate[j, i],
+                edgecolor="tab:blue",
+                capstyle="butt",
+                zorder=1,
+            )
         )
-        axis.add_patch(arrow)
-    used = rate.any(axis=0) | (np.arange(size) == 0)
-    names = [*map(str, range(size - 1)), "out"]
-    for node, name in enumerate(names):
+    used = connectivity.used_nodes(is_open).any(axis=0)
+    for node, name in enumerate([*map(str, range(size - 1)), "out"]):
         color = "white" if used[node] else "0.8"
         axis.plot(node, 0, "o", markersize=17, markerfacecolor=color, markeredgecolor="black")
         axis.annotate(name, (node, 0), ha="center", va="center", fontsize=8, zorder=5)
-    reach = 0.2 * max(1, size - 1)
-    axis.set(xlim=(-0.4, size - 0.6), ylim=(-reach - 0.15, reach + 0.15), xticks=[], yticks=[])
-    for side in axis.spines.values():
-        side.set_visible(False)
+    axis.set(xlim=(-0.4, size - 0.6), ylim=(-1.15, 1.15), xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
 
 
 def _draw_edges(left, right, name, stage):

@@ -54,9 +54,21 @@ def test_it_is_silent_while_patient_and_for_wiring_that_is_meant_to_be_one():
         fit(create("resnet_cifar_complete"), dg.ConnectivityMonitor(images(16)))
 
 
+def test_a_diverged_network_is_said_to_have_diverged():
+    model = create("resnet_basic")
+    model.get_layer("stem").weights[0].assign(np.full((7, 7, 3, 64), np.nan))
+    with pytest.warns(dg.RouterHealthWarning, match="diverged"):
+        fit(model, dg.ConnectivityMonitor(images(4)), epochs=1)
+
+
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"at least 2\. Received: 1"):
+    with pytest.raises(ValueError, match=r"at least 2\. Received: shape \(1, 16"):
         dg.ConnectivityMonitor(images(1))
+    with pytest.raises(ValueError, match="Dataset"):
+        dg.ConnectivityMonitor(tf.data.Dataset.from_tensors(images(4)))
+    with pytest.raises(ValueError, match=r"\(16, 16, 3\).*\(8, 8, 3\)"):
+        model = create("resnet_basic", input_shape=(16, 16, 3))
+        fit(model, dg.ConnectivityMonitor(images(4, size=8)))
     single = create("resnet_basic", depths=(1, 1))
     with pytest.raises(ValueError, match="at least one edge"):
         fit(single, dg.ConnectivityMonitor(images(2)))

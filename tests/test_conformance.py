@@ -199,5 +199,9 @@ def test_connectivity_can_be_given(model):
     swapped = {name: matrix[::-1] for name, matrix in own.items()}
     mirrored = rewired({"images": x[::-1], **swapped})
     np.testing.assert_allclose(mirrored, model(x)[::-1], rtol=1e-5, atol=1e-5)
+    if own:
+        name = next(iter(own))
+        with pytest.raises(ValueError, match=f"{name!r} of shape"):
+            rewired({"images": x, **own, name: np.zeros((4, 9, 9), "float32")})
     doubled = rewired({"images": x, **{name: 2 * matrix for name, matrix in own.items()}})
     assert np.abs(doubled - model(x)).max() > 1e-4

@@ -99,6 +99,19 @@ def test_new_routers_have_collapsed_and_random_ones_have_not():
     assert "collapsed" not in kinds(dg.adjacency(randomize(create("resnet_basic")), x))
 
 
+def test_a_block_is_used_where_one_image_has_a_whole_path_through_it():
+    # 0 -> 1 -> 2 with 2 -> out closed, or 0 -> 2 -> out: block 1 reaches the output for no image.
+    matrices = np.zeros((200, 4, 4))
+    matrices[:100, 0, 1] = matrices[:100, 1, 2] = matrices[:100, 0, 3] = 0.5
+    matrices[100:, 0, 2] = matrices[100:, 2, 3] = 0.5
+    assert connectivity.used_nodes(matrices > 0)[[0, 150]].tolist() == [
+        [True, False, False, True],
+        [True, False, True, True],
+    ]
+    findings = {f.kind: f.message for f in connectivity.router_health({"stage1": matrices})}
+    assert "stage1: 1)" in findings["dead_nodes"]
+
+
 def test_statistics_are_enough_for_the_routers_health():
     statistics = connectivity.EdgeStatistics.of(HEALTHY)
     assert connectivity.router_health(statistics) == []
@@ -109,6 +122,10 @@ def test_statistics_are_enough_for_the_routers_health():
     ("call", "message"),
     [
         (lambda: connectivity.path_diversity({}), "no adjacency"),
+        (lambda: connectivity.paths(np.zeros((2, 3, 3))), "dict of stage name.*ndarray"),
+        (lambda: connectivity.router_health(adjacency_of([[1, np.nan, 1]] * 2)), "2 of 2 images"),
+        (lambda: connectivity.path_diversity(HEALTHY, ["a", "b", "c", "d"]), "whole numbers"),
+        (lambda: connectivity.path_diversity(HEALTHY, [0.5, 1, 2, 3]), "whole numbers"),
         (lambda: connectivity.paths({"stage1": np.zeros((3, 3))}), r"\(images, N \+ 1, N \+ 1\)"),
         (lambda: connectivity.path_diversity(HEALTHY, [1, 2]), "2 labels, 4 images"),
         (lambda: connectivity.router_health(adjacency_of([[1, 0, 1]])), "at least 2 images"),

@@ -54,6 +54,23 @@ def test_an_arc_is_as_wide_as_its_weight_and_closed_edges_have_none():
     assert len(visualize.plot_graph({"stage1": matrices}, 1).axes[0].patches) == 2
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 5, 16])
+def test_every_arc_is_inside_the_picture(blocks):
+    matrices = np.triu(np.full((2, blocks + 1, blocks + 1), 0.5), 1)
+    axis = visualize.plot_graph({"stage1": matrices}).axes[0]
+    (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
+    for arc in axis.patches:
+        box = arc.get_path().get_extents()
+        assert low < box.y0 <= box.y1 < high
+        assert left < box.x0 <= box.x1 < right
+
+
+def test_names_are_drawn_as_they_are(adjacency, pictures, tmp_path):
+    names = [r"$\foo$", "a$b$c", "caf\udce9", "d", "e", "f"]
+    figure = visualize.plot_adjacency_by_image(adjacency, pictures, titles=names)
+    figure.savefig(tmp_path / "names.png")
+
+
 def test_path_diversity_shows_the_share_of_each_path(adjacency):
     adjacency["stage1"] = np.zeros((6, 4, 4))
     adjacency["stage1"][:, 0, 1] = adjacency["stage1"][:, 1, 3] = 0.5
@@ -107,5 +124,9 @@ def test_bad_input_is_named(adjacency, pictures):
         visualize.plot_adjacency_by_class({"stage1": np.zeros((3, 3, 3))}, [0, 1])
     with pytest.raises(ValueError, match="2 images, 6"):
         visualize.plot_adjacency_by_image(adjacency, pictures[:2])
+    with pytest.raises(ValueError, match=r"\[0, 1\).*0 to 1"):
+        visualize.plot_path_diversity(adjacency, [0, 1] * 3, class_names=["cat"])
+    with pytest.raises(IndexError, match=r"\[0, 6\).*-1"):
+        visualize.plot_graph(adjacency, -1)
     with pytest.raises(ValueError, match=r"\(images,\).*\(0,\)"):
         visualize.plot_macs([], 100)

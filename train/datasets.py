@@ -223,11 +223,12 @@ def _hold_out(split, share=HELD_OUT, name="test"):
     rarest, classes = counts[counts > 0].min(), np.count_nonzero(counts)
     held_out = math.ceil(len(split) * share)
     if rarest < 2 or min(held_out, len(split) - held_out) < classes:
+        needed = math.ceil(classes / min(share, 1 - share))
+        hint = ". Give a test/ folder instead" if name == "test" else ""
         raise ValueError(
-            f"Too few images to hold out {share:.0%} of them as the {name} split: it takes 2 of "
-            f"each class, and {math.ceil(classes / min(share, 1 - share))} in all for {classes} "
-            f"classes. Received: {len(split)} images, {rarest} of the rarest class"
-            + (". Give a test/ folder instead" if name == "test" else "")
+            f"Too few images to hold out {100 * share:g}% of them as the {name} split: it takes "
+            f"2 of each class, and {needed} in all for {classes} classes. Received: "
+            f"{len(split)} images, {rarest} of the rarest class{hint}"
         )
     indices = np.arange(len(split))
     train, test = train_test_split(

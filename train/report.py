@@ -30,13 +30,14 @@ def write_results(run, workdir):
         dg.export_saved_model(model, workdir / "export", labels=list(run.data.class_names))
     if model.adjacency_outputs:
         plot_test_adjacency(run, workdir / "adjacency.png")
-    plot_history(run.history, workdir / "history.png")
+    split = "validation" if run.recipe.validation else "test"
+    plot_history(run.history, workdir / "history.png", split)
     counted = dg.count_macs(model)
     results = {
         "test_accuracy": metrics["accuracy"],
         "test_loss": metrics["loss"],
         "test_images": int(metrics["examples"]),
-        "split": "validation" if run.recipe.validation else "test",
+        "split": split,
         "best_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],
         "skipped_images": sorted(run.skipped.names),
@@ -77,7 +78,7 @@ def plot_test_adjacency(run, path):
     figure.savefig(path, dpi=130)
 
 
-def plot_history(history, path):
+def plot_history(history, path, split="test"):
     """Draws loss, accuracy and, for networks with edges, connectivity over the epochs."""
     from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ def plot_history(history, path):
     epochs = [row["epoch"] for row in history]
     for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
         axis.plot(epochs, [row.get(f"train_{name}") for row in history], "--", label="training")
-        axis.plot(epochs, [row[name] for row in history], marker=".", label="test")
+        axis.plot(epochs, [row[name] for row in history], marker=".", label=split)
         axis.set(xlabel="epoch", title=name)
         axis.legend()
     for key in stages:

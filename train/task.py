@@ -205,7 +205,7 @@ class Evaluator(orbit.StandardEvaluator):
 
         mean, square = means("weight"), means("square")
         std = {s: np.sqrt(np.maximum(square[s] - mean[s] ** 2, 0)) for s in self.stages}
-        return connectivity.EdgeStatistics(means("open"), mean, std)
+        return connectivity.EdgeStatistics(means("open"), mean, std, means("used"))
 
     def _evaluate(self, batch):
         outputs = self.model(batch["image"], training=False)
@@ -219,6 +219,7 @@ class Evaluator(orbit.StandardEvaluator):
             sums[f"weight/{stage}"] = tf.einsum("b,bji->ji", weight, adjacency)
             sums[f"square/{stage}"] = tf.einsum("b,bji->ji", weight, tf.square(adjacency))
             sums[f"open/{stage}"] = tf.einsum("b,bji->ji", weight, opened)
+            sums[f"used/{stage}"] = tf.einsum("b,bj->j", weight, _used_nodes(opened))
             paths += _path_numbers(opened, seed=k)
         return sums, paths, weight
 
@@ -262,6 +263,18 @@ class Evaluator(orbit.StandardEvaluator):
             if self.recipe.wiring == "dynamic":
                 self.findings = connectivity.router_health(statistics)
         return {name: float(value) for name, value in metrics.items()}
+
+
+def _used_nodes(opened):
+    """`connectivity.used_nodes` of open edges, float32 (batch, N + 1, N + 1), in a graph."""
+    size = opened.shape[-1]
+    first = tf.one_hot(tf.zeros(tf.shape(opened)[0], tf.int32), size)
+    last = tf.one_hot(tf.fill(tf.shape(opened)[:1], size - 1), size)
+    from_first, to_output = first, last
+    for _ in range(size - 1):  # no path is longer
+        from_first = tf.maximum(first, tf.minimum(tf.einsum("bj,bji->bi", from_first, opened), 1))
+        to_output = tf.maximum(last, tf.minimum(tf.einsum("bi,bji->bj", to_output, opened), 1))
+    return from_first * to_output
 
 
 def _path_numbers(opened, seed):

@@ -306,6 +306,11 @@ def adjacency(model, images, *, batch_size=32):
     connectivity = connectivity_model(model)
     if connectivity is None:
         return {}
+    if np.ndim(images) != 4 or not len(images):
+        raise ValueError(
+            "`images` must be an array (batch, height, width, channels) of at least 1. "
+            f"Received: shape {np.shape(images)}, {type(images).__name__}"
+        )
     found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
     return {name: found[name] for name in model.adjacency_outputs}
 
@@ -364,6 +369,7 @@ class _GivenConnectivity(keras.Model):
             if not isinstance(layer, GraphStage):
                 x = layer(x, training=training)
                 continue
-            given = {graph.key: inputs[graph.key] for graph in layer.graphs}
-            x = layer(x, adjacency=given or None, training=training)["features"]
+            given = {g.key: inputs[g.key] for g in layer.graphs if g.key in inputs}
+            given = given if layer.graphs else None
+            x = layer(x, adjacency=given, training=training)["features"]
         return x

@@ -390,8 +390,7 @@ class GraphStage(keras.layers.Layer):
             if graph.num_blocks == 1:
                 continue
             if adjacency is not None:
-                given = tf.cast(adjacency[graph.key], gate_dtype(self.compute_dtype))
-                edges = _FixedEdges(given)
+                edges = _FixedEdges(self._given(graph, adjacency))
             else:
                 edges = self._make_edges(graph, tf.shape(features)[0])
             if self.wiring == "chain" and adjacency is None:
@@ -401,6 +400,16 @@ class GraphStage(keras.layers.Layer):
                 features = _run_graph(blocks, features, edges)
             found[graph.key] = edges.adjacency()
         return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
+
+    def _given(self, graph, adjacency):
+        size = graph.num_blocks + 1
+        shape = np.shape(adjacency[graph.key]) if graph.key in adjacency else None
+        if shape is None or tuple(shape[1:]) != (size, size):
+            raise ValueError(
+                f"`adjacency` must have {graph.key!r} of shape (batch, {size}, {size}). "
+                f"Received: {'nothing of that name' if shape is None else tuple(shape)}"
+            )
+        return tf.cast(adjacency[graph.key], gate_dtype(self.compute_dtype))
 
     def _make_edges(self, graph, batch_size):
         dtype = gate_dtype(self.compute_dtype)

@@ -53,6 +53,30 @@ def test_a_warm_start_begins_with_the_chain_of_its_seed():
         assert job.recipe.init == "static"
 
 
+@pytest.mark.parametrize("item", ["validation=0.3", "seed=2", "wiring=chain", "dataset=digits"])
+def test_keys_that_the_benchmark_sets_are_refused(item):
+    with pytest.raises(ValueError, match=f"is set by .*{item}"):
+        accuracy.plan("cifar10", overrides=[item])
+
+
+def test_a_document_is_not_cut_off():
+    rows = rows_of({0: 0.7}, "chain")
+    text = "# A\n<!-- table: digits -->\nold\n<!-- end -->\nB\n"
+    filled = accuracy.fill_in(text, {"digits": rows})
+    assert "70.00" in filled
+    assert "old" not in filled
+    assert filled.endswith("<!-- end -->\nB\n")
+    assert accuracy.fill_in(filled, {"digits": rows}) == filled
+    with pytest.raises(ValueError, match="no <!-- end -->"):
+        accuracy.fill_in(text.replace("<!-- end -->", ""), {"digits": rows})
+
+
+def test_a_broken_line_of_rows_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b"')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
+        accuracy.read_rows(tmp_path / "rows.jsonl")
+
+
 def test_a_finished_run_is_not_planned_again():
     jobs = accuracy.plan("digits")
     rows = [json.loads(json.dumps(jobs[3].identity))]
@@ -122,6 +146,8 @@ def test_decoded_images_are_kept_with_their_labels(tmp_path):
     recipe = get_recipe("digits_resnet20", ["validation=0.25"])
     accuracy.save_images(recipe, None, tmp_path / "images.npz")
     loaded = accuracy.load_images(recipe, tmp_path / "images.npz")
+    with pytest.raises(ValueError, match="holds the images of 'digits None'"):
+        accuracy.save_images(recipe, "elsewhere", tmp_path / "images.npz")
     direct = datasets.load_data(recipe)
     for ours, theirs in ((loaded.train, direct.train), (loaded.test, direct.test)):
         np.testing.assert_array_equal(ours.images, theirs.images)
