@@ -465,15 +465,20 @@ def plot(groups):
     return figure
 
 
-def studies_of(rows):
-    """Rows of the test split by study, in the order of `STUDIES`: its own, newest recipe.
+def studies_of(rows, *, overrides=(), split="test"):
+    """Rows by study, in the order of `STUDIES`, each study's newest recipe.
 
-    Runs with `--set` are not a study's own.
+    Args:
+        rows: of all studies.
+        overrides: `key=value` strings; only runs with exactly these are taken (none: a study's
+            own runs).
+        split: `"test"` or `"validation"`.
     """
     groups = {}
     for name in STUDIES:
-        own = [row for row in rows if row["study"] == name and row["split"] == "test"]
-        own = [row for row in own if row["overrides"] == list(STUDIES[name].overrides)]
+        own = [row for row in rows if row["study"] == name and row["split"] == split]
+        wanted = [*STUDIES[name].overrides, *overrides]
+        own = [row for row in own if row["overrides"] == wanted]
         own = [row for row in own if row["recipe_hash"] == own[-1]["recipe_hash"]]
         if own:
             order = list(SEEDS)
@@ -521,7 +526,9 @@ def parse_args(argv=None):
     parser.add_argument("--table", action="store_true", help="train nothing, show the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="file for the picture (PNG)")
     parser.add_argument(
-        "--document", type=pathlib.Path, help="Markdown file to write the tables into"
+        "--document",
+        type=pathlib.Path,
+        help="Markdown file to write the tables into (not with --set or --validation)",
     )
     return parser.parse_args(argv)
 
@@ -539,15 +546,16 @@ def main(argv=None):
 
 
 def _show(args):
-    groups = studies_of(read_rows(args.rows))
+    split = "validation" if args.validation else "test"
+    groups = studies_of(read_rows(args.rows), overrides=args.set, split=split)
     for name, rows in groups.items():
         print(f"\n{name}: {rows[0]['model']}, {rows[0]['epochs']} epochs\n")
         print("\n".join(markdown(summarize(rows))))
     if not groups:
-        print(f"No rows of a study's own recipe on the test images in {args.rows}")
+        print(f"No rows on {split} images with these settings in {args.rows}")
     if args.plot and groups:
         plot(groups).savefig(args.plot, dpi=130)
-    if args.document:
+    if args.document and not args.set and not args.validation:
         args.document.write_text(fill_in(args.document.read_text(), groups))
 
 
