@@ -541,7 +541,9 @@ def main(argv=None):
         if not args.table:
             _train_missing(args)
         _show(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        sys.exit("Stopped: the same command goes on.")
+    except (ValueError, OSError, concurrent.futures.BrokenExecutor) as error:
         sys.exit(f"benchmarks.accuracy: {error}")
 
 

@@ -12,6 +12,20 @@ RARE = 0.001
 CONSTANT = 0.01
 HEAT_MAP_PIXELS = 128
 
+# What `router_health` says of each kind of finding.
+MESSAGES = {
+    "collapsed": "The routers of these stages give every image the same edge weights ({details}): "
+    "they have collapsed, or have not learned yet. Try more epochs, or a higher "
+    "router_lr_multiplier. If it stays so, wiring='learned' gives the same network for less.",
+    "dead_nodes": "Hardly any image uses these blocks ({details}): no open edges lead to them, or "
+    "from them to the output. Unused blocks do not learn. Try a lower threshold, or a lower "
+    "router_lr_multiplier: routers that are ahead of the blocks close what has not learned yet.",
+    "dead_edges": "Most edges are closed for (almost) every image ({details}). A network that "
+    "started as its static twin may need more epochs. Try a lower threshold.",
+    "always_open": "Every edge is open for every image: edge weights differ by image, paths do "
+    "not. Try a higher threshold (the mean of the edges' weights is {weight}).",
+}
+
 
 def check_adjacency(adjacency):
     """Number of images of a whole adjacency.
@@ -361,73 +375,36 @@ def router_health(statistics):
         if check_adjacency(statistics) < 2:
             raise ValueError("The routers' health needs at least 2 images. Received: 1")
         statistics = EdgeStatistics.of(statistics)
-    collapsed, dead, dead_nodes = [], {}, {}
-    some_path_differs = False
-    all_open = True
+    found = {kind: {} for kind in MESSAGES}
     for name, rates in statistics.open_rate.items():
         edges = edges_of(rates)
         rate = rates[edges]
         mean, std = statistics.mean_weight[name][edges], statistics.weight_std[name][edges]
         differs = (rate > RARE) & (rate < 1 - RARE)
-        some_path_differs |= bool(differs.any())
-        all_open &= bool((rate >= 1 - RARE).all())
         if not differs.any() and (std <= CONSTANT * np.maximum(mean, 1e-12)).all():
-            collapsed.append(name)
-        if (share := np.mean(rate <= RARE)) > 0.5:
-            dead[name] = share
-        used = statistics.node_rate[name][:-1]
-        if (used <= RARE).any():
-            dead_nodes[name] = np.flatnonzero(used <= RARE).tolist()
-    findings = []
-    if collapsed:
-        findings.append(
-            Finding(
-                "collapsed",
-                tuple(collapsed),
-                f"The routers of {_list(collapsed)} give every image the same edge weights: they "
-                "have collapsed, or have not learned yet. Try more epochs, or a higher "
-                "router_lr_multiplier. If it stays so, wiring='learned' gives the same network "
-                "for less.",
-            )
+            found["collapsed"][name] = name
+        unused = np.flatnonzero(statistics.node_rate[name][:-1] <= RARE)
+        if unused.size:
+            found["dead_nodes"][name] = f"{name}: {', '.join(map(str, unused))}"
+        dead = np.mean(rate <= RARE)
+        if dead > 0.5:
+            found["dead_edges"][name] = f"{dead:.0%} in {name}"
+        if (rate >= 1 - RARE).all():
+            found["always_open"][name] = name
+    stages = set(statistics.open_rate)
+    if set(found["always_open"]) != stages or set(found["collapsed"]) == stages:
+        found["always_open"] = {}
+    weight = _mean_of_edges(statistics.mean_weight)
+    return [
+        Finding(
+            kind,
+            tuple(details),
+            MESSAGES[kind].format(details="; ".join(details.values()), weight=f"{weight:.2f}"),
         )
-    if dead_nodes:
-        nodes = "; ".join(f"{name}: {_list(never)}" for name, never in dead_nodes.items())
-        findings.append(
-            Finding(
-                "dead_nodes",
-                tuple(dead_nodes),
-                f"Hardly any image uses these blocks ({nodes}): no open edges lead to them, or "
-                "from them to the output. Unused blocks do not learn. Try a lower threshold, or a "
-                "lower router_lr_multiplier: routers that are ahead of the blocks close what has "
-                "not learned yet.",
-            )
-        )
-    if dead:
-        shares = ", ".join(f"{share:.0%} in {name}" for name, share in dead.items())
-        findings.append(
-            Finding(
-                "dead_edges",
-                tuple(dead),
-                f"Most edges are closed for (almost) every image: {shares}. A network that started "
-                "as its static twin may need more epochs. Try a lower threshold.",
-            )
-        )
-    if all_open and len(collapsed) < len(statistics.open_rate):
-        findings.append(
-            Finding(
-                "always_open",
-                tuple(statistics.open_rate),
-                "Every edge is open for every image: edge weights differ by image, paths do not. "
-                "Try a higher threshold (the mean of the open edges' weights is "
-                f"{_mean_of_edges(statistics.mean_weight):.2f}).",
-            )
-        )
-    return findings
+        for kind, details in found.items()
+        if details
+    ]
 
 
 def _mean_of_edges(matrices):
     return np.concatenate([matrix[edges_of(matrix)] for matrix in matrices.values()]).mean()
-
-
-def _list(names):
-    return ", ".join(map(str, names))

@@ -43,8 +43,8 @@ class Recipe:
         optimizer: `"sgd"` (with momentum) or `"adamw"`.
         learning_rate: peak, for the whole batch.
         router_lr_multiplier: of the learning rate of routers, edge logits and thresholds. At 1
-            routers run ahead of the blocks: they close edges of blocks that have not learned
-            yet, and those then never do (docs/results.md).
+            routers can run ahead of the blocks, and close the edges of a block that has not
+            learned yet and then never does (docs/results.md).
         warmup_epochs: linear rise from 0, before the cosine decay to 0.
         momentum: Nesterov momentum of SGD.
         weight_decay: of kernels, routers' included; not of normalisation, biases, edge logits or

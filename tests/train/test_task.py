@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import dgnet_keras as dg
+from dgnet_keras import connectivity
 from dgnet_keras.convert import is_wiring_weight
 from train import engine, input_pipeline, optimizers, strategies, task
 from train.configs import get_recipe
@@ -264,3 +265,26 @@ def test_synchronised_norm_is_a_setting_of_the_recipe():
         assert len(norms) > 4
         assert all(isinstance(layer, keras.layers.BatchNormalization) for layer in norms)
         assert {layer.synchronized for layer in norms} == {wanted}
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 7])
+def test_used_nodes_are_found_in_a_graph_as_they_are_in_numpy(blocks, rng):
+    is_open = np.triu(rng.random((200, blocks + 1, blocks + 1)) < 0.35, 1)
+    found = task._used_nodes(tf.cast(is_open, tf.float32))
+    expected = connectivity.used_nodes(is_open)
+    assert 0.05 < expected[:, 1:-1].mean() < 0.95
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_evaluation_finds_what_the_adjacency_of_its_images_shows(data):
+    recipe = dataclasses.replace(RECIPE, threshold=0.45)
+    model, _, _ = update(recipe, data, steps=4)
+    strategy = strategies.make_strategy("one_device")
+    batches = input_pipeline.test_batches(data.test, model.preprocessing, 8)
+    evaluator = task.Evaluator(model, recipe, strategy, batches)
+    evaluator.evaluate(tf.constant(4))
+    adjacency = dg.adjacency(model, model.preprocessing(data.test.images))
+    assert evaluator.findings == connectivity.router_health(adjacency)
+    untrained = task.Evaluator(engine.create_model(recipe, 10), recipe, strategy, batches)
+    untrained.evaluate(tf.constant(4))
+    assert "collapsed" in [finding.kind for finding in untrained.findings]
