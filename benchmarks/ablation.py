@@ -23,7 +23,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import accuracy
+from benchmarks import accuracy, accuracy_table
 
 OUTPUT = accuracy.ROOT / "benchmarks" / "results" / "ablation.jsonl"
 DRAWS = 5
@@ -145,14 +145,14 @@ def main(argv=None):
     jobs = accuracy.plan(args.study, workdir=args.workdir)
     jobs = [job for job in jobs if job.recipe.wiring == "dynamic"]
     images = args.workdir / f"{accuracy.STUDIES[args.study].dataset}-{accuracy.IMAGES}"
-    for job in accuracy.missing(jobs, accuracy.read_rows(args.output)):
+    for job in accuracy.missing(jobs, accuracy_table.read_rows(args.output)):
         if not (job.workdir / accuracy.WEIGHTS).exists():
             print(f"not finished: {job.workdir}", file=sys.stderr)
             continue
         if not images.exists():
             sys.exit(f"benchmarks.ablation: no {images}: it is in the workdir of the runs")
-        accuracy.append_row(args.output, ablate(job, images))
-    rows = accuracy.read_rows(args.output)
+        accuracy_table.append_row(args.output, ablate(job, images))
+    rows = accuracy_table.read_rows(args.output)
     wanted = {job.identity["recipe_hash"] for job in jobs}
     rows = [row for row in rows if row["recipe_hash"] in wanted]
     if rows:

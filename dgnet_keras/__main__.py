@@ -210,7 +210,7 @@ def plot_command(args):
     import numpy as np
 
     import dgnet_keras as dg
-    from dgnet_keras import connectivity, visualize
+    from dgnet_keras import connectivity
 
     output = pathlib.Path(args.output)
     if output.exists() and not output.is_dir():
@@ -221,20 +221,59 @@ def plot_command(args):
         raise ValueError(f"The model of {args.model} has no edges to draw.")
     inputs, kept = read_images(paths, model.preprocessing, model.input_shape[-1])
     paths = [paths[k] for k in kept]
-    pictures = model.preprocessing.denormalize(inputs).numpy()
-    counted = dg.count_macs(model, inputs)
+    labels = None if labels is None else np.array([labels[k] for k in kept])
     adjacency = dg.adjacency(model, inputs)
-    if labels is not None:
-        labels = np.array([labels[k] for k in kept])
-        titles = [class_names[label] for label in labels]
-        by_class = labels
-    else:
-        titles, by_class = [path.name for path in paths], np.zeros(len(paths), int)
-    macs = counted["per_instance"]["macs"]
-    shown = np.linspace(0, len(paths) - 1, min(8, len(paths))).astype(int)
+    counted = dg.count_macs(model, inputs)
+    titles = [path.name if labels is None else path.parent.name for path in paths]
+    pictures = model.preprocessing.denormalize(inputs).numpy()
+    figures = connectivity_figures(adjacency, pictures, titles, labels, class_names, counted)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(output / f"{name}.png", dpi=130)
+        print(output / f"{name}.png")
+    found = connectivity.path_diversity(adjacency, labels)
+    findings = []
+    if model.wiring == "dynamic" and len(paths) > 1:
+        findings = connectivity.router_health(adjacency)
+    mean_macs = float(counted["per_instance"]["macs"].mean())
+    report = {
+        **found,
+        "macs": {"whole_graph": counted["macs"], "mean_of_images": mean_macs},
+        "router_health": [finding.message for finding in findings],
+    }
+    scratch = output / ".connectivity.json"
+    scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
+    os.replace(scratch, output / "connectivity.json")
+    print(output / "connectivity.json")
+    print(
+        f"{found['images']} images, {found['distinct_paths']} distinct paths, "
+        f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image "
+        f"{mean_macs:,.0f} of {counted['macs']:,}"
+    )
+    for finding in findings:
+        print(f"Warning: {finding.message}")
+
+
+def connectivity_figures(adjacency, pictures, titles, labels, class_names, counted):
+    """Every picture of `visualize`, a dict of name to `Figure`.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        pictures: uint8 (images, height, width, channels).
+        titles: a string for each image.
+        labels: int (images,), or None where there are no classes.
+        class_names: their names, or None.
+        counted: of `count_macs` with these images.
+    """
+    import numpy as np
+
+    from dgnet_keras import visualize
+
+    shown = np.linspace(0, len(titles) - 1, min(8, len(titles))).astype(int)
     some = {name: matrix[shown] for name, matrix in adjacency.items()}
     names = class_names or ["all"]
-    figures = {
+    by_class = np.zeros(len(titles), int) if labels is None else labels
+    return {
         "adjacency_by_class": visualize.plot_adjacency_by_class(
             adjacency, by_class, class_names=names
         ),
@@ -246,32 +285,10 @@ def plot_command(args):
         "nearest_images": visualize.plot_nearest_images(
             adjacency, pictures, queries=shown[:5], titles=titles
         ),
-        "macs": visualize.plot_macs(macs, counted["macs"], labels, class_names=names),
+        "macs": visualize.plot_macs(
+            counted["per_instance"]["macs"], counted["macs"], labels, class_names=names
+        ),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(output / f"{name}.png", dpi=130)
-        print(output / f"{name}.png")
-    found = connectivity.path_diversity(adjacency, labels)
-    findings = []
-    if model.wiring == "dynamic" and len(paths) > 1:
-        findings = connectivity.router_health(adjacency)
-    report = {
-        **found,
-        "macs": {"whole_graph": counted["macs"], "mean_of_images": float(macs.mean())},
-        "router_health": [finding.message for finding in findings],
-    }
-    scratch = output / ".connectivity.json"
-    scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
-    os.replace(scratch, output / "connectivity.json")
-    print(output / "connectivity.json")
-    print(
-        f"{found['images']} images, {found['distinct_paths']} distinct paths, "
-        f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image "
-        f"{macs.mean():,.0f} of {counted['macs']:,}"
-    )
-    for finding in findings:
-        print(f"Warning: {finding.message}")
 
 
 def main(argv=None):

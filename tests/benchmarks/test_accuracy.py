@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import ablation, accuracy
+from benchmarks import ablation, accuracy, accuracy_table
 from train import datasets
 from train.configs import get_recipe
 
@@ -62,19 +62,19 @@ def test_keys_that_the_benchmark_sets_are_refused(item):
 def test_a_document_is_not_cut_off():
     rows = rows_of({0: 0.7}, "chain")
     text = "# A\n<!-- table: digits -->\nold\n<!-- end -->\nB\n"
-    filled = accuracy.fill_in(text, {"digits": rows})
+    filled = accuracy_table.fill_in(text, {"digits": rows})
     assert "70.00" in filled
     assert "old" not in filled
     assert filled.endswith("<!-- end -->\nB\n")
-    assert accuracy.fill_in(filled, {"digits": rows}) == filled
+    assert accuracy_table.fill_in(filled, {"digits": rows}) == filled
     with pytest.raises(ValueError, match="no <!-- end -->"):
-        accuracy.fill_in(text.replace("<!-- end -->", ""), {"digits": rows})
+        accuracy_table.fill_in(text.replace("<!-- end -->", ""), {"digits": rows})
 
 
 def test_a_broken_line_of_rows_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b"')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
-        accuracy.read_rows(tmp_path / "rows.jsonl")
+        accuracy_table.read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_finished_run_is_not_planned_again():
@@ -86,13 +86,13 @@ def test_a_finished_run_is_not_planned_again():
 
 def test_differences_are_paired_by_seed():
     rows = rows_of({0: 0.70, 1: 0.74, 2: 0.75}, "dynamic") + rows_of({0: 0.69, 1: 0.71}, "chain")
-    dynamic, chain = accuracy.summarize(rows)
+    dynamic, chain = accuracy_table.summarize(rows)
     assert dynamic["mean"] == pytest.approx(73)
     count, mean, half = dynamic["minus"]["chain"]
     assert (count, mean) == (2, pytest.approx(2))
     assert half == pytest.approx(stats.t.ppf(0.975, 1) * np.std([1, 3], ddof=1) / np.sqrt(2))
     assert chain["minus"]["dynamic"][1] == pytest.approx(-2)
-    line = accuracy.markdown([dynamic, chain])[2]
+    line = accuracy_table.markdown([dynamic, chain])[2]
     assert "+2.00 [-10.71, +14.71] (2)" in line
 
 
@@ -102,14 +102,14 @@ def test_a_study_runs_and_goes_on(tmp_path, capsys):
     command += [part for item in TINY for part in ("--set", item)]
     command += ["--workdir", str(tmp_path), "--rows", str(tmp_path / "rows.jsonl")]
     accuracy.main([*command, "--plot", str(tmp_path / "plot.png")])
-    (row,) = accuracy.read_rows(tmp_path / "rows.jsonl")
+    (row,) = accuracy_table.read_rows(tmp_path / "rows.jsonl")
     assert KEYS <= set(row)
     assert 0.1 < row["test_accuracy"] <= 1
     assert (tmp_path / "plot.png").stat().st_size > 1000
     capsys.readouterr()
     accuracy.main(command)
     assert "1 runs, 0 to do" in capsys.readouterr().out
-    assert accuracy.read_rows(tmp_path / "rows.jsonl") == [row]
+    assert accuracy_table.read_rows(tmp_path / "rows.jsonl") == [row]
 
     (job,) = (
         job
@@ -155,7 +155,7 @@ def test_decoded_images_are_kept_with_their_labels(tmp_path):
 
 
 def test_committed_rows_are_whole_and_of_one_recipe_a_study():
-    rows = accuracy.read_rows(accuracy.ROWS)
+    rows = accuracy_table.read_rows(accuracy.ROWS)
     if not rows:
         pytest.skip(f"no rows in {accuracy.ROWS}")
     for row in rows:
@@ -165,10 +165,10 @@ def test_committed_rows_are_whole_and_of_one_recipe_a_study():
 
 
 def test_the_documents_tables_are_those_of_the_committed_rows():
-    groups = accuracy.studies_of(accuracy.read_rows(accuracy.ROWS))
+    groups = accuracy.studies_of(accuracy_table.read_rows(accuracy.ROWS))
     if not groups:
         pytest.skip(f"no rows in {accuracy.ROWS}")
     text = (accuracy.ROOT / "docs" / "results.md").read_text()
-    assert accuracy.fill_in(text, groups) == text
+    assert accuracy_table.fill_in(text, groups) == text
     for name in groups:
         assert f"<!-- table: {name} -->" in text
