@@ -131,6 +131,31 @@ def table(rows):
     return lines
 
 
+def runs_of(study, wiring, workdir):
+    """The planned runs of a study with one wiring."""
+    jobs = accuracy.plan(study, workdir=workdir)
+    return [job for job in jobs if job.recipe.wiring == wiring]
+
+
+def measure_finished(jobs, workdir, output, measure):
+    """Adds a row of `measure(job, images)` to `output` for every finished run that has none.
+
+    Args:
+        jobs: of one study of `benchmarks.accuracy`.
+        workdir: folder that their folders and images are in.
+        output: file of JSON lines.
+        measure: function of a job and of the file of its images to a dict.
+    """
+    for job in accuracy.missing(jobs, accuracy_table.read_rows(output)):
+        images = workdir / f"{job.identity['dataset']}-{accuracy.IMAGES}"
+        for needed in (job.workdir / accuracy.WEIGHTS, images):
+            if not needed.exists():
+                print(f"not finished: no {needed}", file=sys.stderr)
+                break
+        else:
+            accuracy_table.append_row(output, measure(job, images))
+
+
 def main(argv=None):
     """Ablates every finished dynamic run that has not been; shows the table."""
     parser = argparse.ArgumentParser(
@@ -142,16 +167,8 @@ def main(argv=None):
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
     parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv)
-    jobs = accuracy.plan(args.study, workdir=args.workdir)
-    jobs = [job for job in jobs if job.recipe.wiring == "dynamic"]
-    images = args.workdir / f"{accuracy.STUDIES[args.study].dataset}-{accuracy.IMAGES}"
-    for job in accuracy.missing(jobs, accuracy_table.read_rows(args.output)):
-        if not (job.workdir / accuracy.WEIGHTS).exists():
-            print(f"not finished: {job.workdir}", file=sys.stderr)
-            continue
-        if not images.exists():
-            sys.exit(f"benchmarks.ablation: no {images}: it is in the workdir of the runs")
-        accuracy_table.append_row(args.output, ablate(job, images))
+    jobs = runs_of(args.study, "dynamic", args.workdir)
+    measure_finished(jobs, args.workdir, args.output, ablate)
     rows = accuracy_table.read_rows(args.output)
     wanted = {job.identity["recipe_hash"] for job in jobs}
     rows = [row for row in rows if row["recipe_hash"] in wanted]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import ablation, accuracy, accuracy_table
+from benchmarks import ablation, accuracy, accuracy_table, headroom
 from train import datasets
 from train.configs import get_recipe
 
@@ -121,6 +121,10 @@ def test_a_study_runs_and_goes_on(tmp_path, capsys):
     assert found["connectivity"]["distinct_paths"] == row["distinct_paths"]
     assert len(found["accuracy"]["other_image"]) == ablation.DRAWS
     assert len(ablation.table([found])) == 2 + 5
+    room = headroom.measure(job, tmp_path / f"digits-{accuracy.IMAGES}")
+    assert room["accuracy"]["own"] == pytest.approx(found["accuracy"]["own"][0], abs=0.01)
+    assert room["loss"]["oracle"] <= room["loss"]["own"]
+    assert len(headroom.table([room])) == 2 + 4 + 2
 
 
 def test_substitutes_are_what_their_names_say(rng):
