@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,notebooks,test
+EXTRAS := train,detection,notebooks,test
 WORKDIR ?= runs/digits
 
 .PHONY: demo test lint clean

@@ -46,6 +46,7 @@ PACKAGE_ORDER = (
         "export",
         "visualize",
         "callbacks",
+        "detection",
     ),
 )
 
@@ -75,6 +76,16 @@ def test_the_modules_of_the_package_import_in_one_direction(name):
     if name in families:
         allowed -= families
     assert imported_from("dgnet_keras", path) <= allowed
+
+
+@pytest.mark.parametrize("name", [n for n in PACKAGE_ORDER if n != "detection"])
+def test_model_garden_is_imported_by_detection_alone(name):
+    path = ROOT / "dgnet_keras" / f"{name.replace('.', '/')}.py"
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not {n.split(".")[0] for n in names} & {"tf_keras", "official"}, path
 
 
 def test_every_module_of_the_package_has_its_place_in_the_order():

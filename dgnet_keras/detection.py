@@ -1,0 +1,230 @@
+"""Backbones inside TF Model Garden's detectors, and as a Keras feature pyramid for KerasCV.
+
+Model Garden is written for tf_keras (Keras 2): `GardenBackbone` is a tf_keras layer around a
+Keras 3 backbone. Importing this module registers it with Model Garden, so that its experiments
+and tools can name it:
+
+    task: {model: {backbone: {type: dgnet, dgnet: {name: resnet50, wiring: dynamic}}}}
+
+The only module of the package that imports tf_keras or Model Garden (`official`).
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from official.modeling import hyperparams
+from official.vision.configs import backbones as backbone_configs
+from official.vision.modeling.backbones import factory
+
+from dgnet_keras.backbones.base import adjacency, construction_scope
+from dgnet_keras.classifier import create
+
+
+@dataclasses.dataclass
+class DGNet(hyperparams.Config):
+    """Model Garden's configuration of a backbone of this package.
+
+    Attributes:
+        name: one of `dgnet_keras.list_variants()`.
+        wiring: see `dgnet_keras.create`, as for all but the last two.
+        threshold: see there.
+        edge_scale: see there.
+        init: see there.
+        gate: see there.
+        learn_threshold: see there.
+        max_nodes: see there.
+        seed: see there.
+        weights: file that the backbone's weights are read from, or None.
+        overrides: fields of the family's Spec, such as `{"depths": [2, 2, 2, 2]}`, or None.
+    """
+
+    name: str = "resnet50"
+    wiring: str = "dynamic"
+    threshold: float = 0.1
+    edge_scale: float | None = None
+    init: str = "open"
+    gate: str = "straight_through"
+    learn_threshold: bool = False
+    max_nodes: int | None = None
+    seed: int = 0
+    weights: str | None = None
+    overrides: hyperparams.Config | None = None
+
+    def create(self, input_shape=(None, None, 3), dtype="float32"):
+        """The Keras 3 backbone."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(DGNet)}
+        name, overrides = options.pop("name"), options.pop("overrides")
+        overrides = overrides.as_dict() if overrides else {}
+        with construction_scope(self.seed, dtype):
+            return create(name, num_classes=None, input_shape=input_shape, **options, **overrides)
+
+
+@dataclasses.dataclass
+class Backbone(backbone_configs.Backbone):
+    """Model Garden's choice of a backbone, with `dgnet` as one more type."""
+
+    dgnet: DGNet = dataclasses.field(default_factory=DGNet)
+
+
+class GardenBackbone(tf_keras.layers.Layer):
+    """A tf_keras layer around a Keras 3 backbone: images to the feature maps of its pyramid.
+
+    The Keras 3 model stays the owner of everything: this layer passes its variables on (so that
+    tf_keras optimizers, `tf.train.Checkpoint` and `tf.distribute` see them), its losses and
+    whether it is frozen.
+
+    Args:
+        backbone: a built `dgnet_keras` backbone.
+        input_shape: (height, width, 3), of the images that `output_specs` are for.
+        kernel_regularizer: tf_keras regularizer of the convolutions' kernels, or None. Routers,
+            biases and normalisation are not regularized.
+
+    Call arguments:
+        images: normalised as ImageNet's, (batch, height, width, 3).
+        training: whether normalisation uses the batch's statistics, and moves its own. Never
+            while `trainable` is False.
+
+    Returns:
+        Dict of level, `"2"` to `"5"` as a rule, to features (batch, height / 2^level,
+        width / 2^level, channels).
+
+    Attributes:
+        backbone: the Keras 3 backbone.
+        output_specs: dict of level to `tf.TensorShape` (None, height, width, channels).
+    """
+
+    def __init__(self, backbone, *, input_shape, kernel_regularizer=None, **kwargs):
+        super().__init__(name=kwargs.pop("name", backbone.name), **kwargs)
+        levels = {name.removeprefix("P"): x for name, x in backbone.pyramid_outputs.items()}
+        # Not by attribute assignment: tf_keras would track a part of their variables.
+        object.__setattr__(self, "backbone", backbone)
+        object.__setattr__(self, "_pyramid", keras.Model(backbone.input, levels))
+        # By path, so that checkpoints can be read without this class.
+        self.variables_by_path = {v.path: v.value for v in self._pyramid.weights}
+        self._input_shape = tuple(input_shape)
+        self._kernel_regularizer = kernel_regularizer
+        if kernel_regularizer is not None:
+            self.add_loss(self._regularization_loss)
+        outputs = self._pyramid.compute_output_spec(
+            keras.KerasTensor((None, *input_shape), "float32")
+        )
+        self.output_specs = {level: tf.TensorShape(x.shape) for level, x in outputs.items()}
+
+    @property
+    def trainable_weights(self):
+        """The variables that are trained; none if this layer or the backbone is frozen."""
+        if not self.trainable:
+            return []
+        return [v.value for v in self._pyramid.trainable_variables]
+
+    @property
+    def non_trainable_weights(self):
+        """Moving statistics, and what is frozen."""
+        trained = {id(v) for v in self.trainable_weights}
+        return [v.value for v in self._pyramid.weights if id(v.value) not in trained]
+
+    def _regularization_loss(self):
+        kernels = [
+            v.value
+            for v in self._pyramid.trainable_variables
+            if v.name == "kernel" and "/router_" not in v.path
+        ]
+        return tf.add_n([self._kernel_regularizer(tf.cast(k, tf.float32)) for k in kernels])
+
+    def call(self, images, training=None):
+        """Features by level."""
+        return self._pyramid(images, training=bool(training) and self.trainable)
+
+    def adjacency(self, images, *, batch_size=8):
+        """The connectivity that images take, see `dgnet_keras.adjacency`.
+
+        Args:
+            images: as the layer takes them, NumPy (batch, height, width, 3).
+            batch_size: images computed at a time.
+        """
+        return adjacency(self.backbone, np.asarray(images), batch_size=batch_size)
+
+    def get_config(self):
+        """The constructor's arguments, the backbone serialised."""
+        regularizer = self._kernel_regularizer
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "input_shape": list(self._input_shape),
+            "kernel_regularizer": tf_keras.regularizers.serialize(regularizer),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds the layer; its weights are new."""
+        config = dict(config)
+        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
+        regularizer = config["kernel_regularizer"]
+        config["kernel_regularizer"] = tf_keras.regularizers.deserialize(regularizer)
+        return cls(**config)
+
+
+@factory.register_backbone_builder("dgnet")
+def build_dgnet(input_specs, backbone_config, norm_activation_config, l2_regularizer=None):
+    """Builds a backbone for Model Garden; see `official.vision.modeling.backbones.factory`.
+
+    Of `norm_activation_config` it follows `use_sync_bn` and `norm_momentum`. Activations and
+    the normalisation's epsilon stay those of the variant, which its weights were trained with.
+
+    Args:
+        input_specs: `tf_keras.layers.InputSpec` of (batch, height, width, 3).
+        backbone_config: a `Backbone` whose type is `"dgnet"`.
+        norm_activation_config: `official.vision.configs.common.NormActivation`.
+        l2_regularizer: tf_keras regularizer of the kernels, or None.
+
+    Returns:
+        A `GardenBackbone`, in tf_keras's global dtype policy.
+    """
+    policy = tf_keras.mixed_precision.global_policy().name
+    backbone = backbone_config.get().create(dtype=policy)
+    for layer in backbone._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = norm_activation_config.use_sync_bn
+            layer.momentum = norm_activation_config.norm_momentum
+    return GardenBackbone(
+        backbone,
+        input_shape=tuple(input_specs.shape[1:]),
+        kernel_regularizer=l2_regularizer,
+    )
+
+
+# Model Garden's experiments look the class up when they are made: those made from now on know
+# the type.
+backbone_configs.Backbone = Backbone
+
+
+def feature_pyramid(backbone, levels=("P3", "P4", "P5")):
+    """A backbone as the feature extractor of KerasCV's and KerasHub's detectors.
+
+    Args:
+        backbone: a `dgnet_keras` backbone.
+        levels: names of `backbone.pyramid_outputs`.
+
+    Returns:
+        A `keras.Model` of images to a dict of level to features, with the attribute
+        `pyramid_level_inputs` that `keras_cv.models.RetinaNet` asks for.
+
+    Raises:
+        ValueError: if the backbone lacks a level.
+    """
+    missing = [level for level in levels if level not in backbone.pyramid_outputs]
+    if missing:
+        raise ValueError(
+            f"{backbone.name} has the levels {', '.join(backbone.pyramid_outputs)}. "
+            f"Received: levels={tuple(levels)}"
+        )
+    outputs = {  # KerasCV looks for layers by name
+        level: keras.layers.Identity(name=level)(backbone.pyramid_outputs[level])
+        for level in levels
+    }
+    model = keras.Model(backbone.input, outputs, name=f"{backbone.name}_pyramid")
+    model.pyramid_level_inputs = {level: level for level in levels}
+    return model
