@@ -28,7 +28,7 @@ def test_importing_the_package_adds_no_optional_dependency():
 # Each module may import those before it (docs/training.md describes what the parts do).
 TRAIN_ORDER = (
     *("configs", "datasets", "augmentation", "input_pipeline", "strategies", "optimizers"),
-    *("checkpoints", "task", "engine", "report", "runner", "imagenet", "preview"),
+    *("checkpoints", "task", "engine", "report", "runner", "imagenet", "preview", "coco_data"),
 )
 
 

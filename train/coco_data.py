@@ -1,0 +1,434 @@
+"""COCO-format detection data: annotations checked, TFRecords made once, digits as the default.
+
+TFRecords are written by Model Garden's converter; what it would trip over, or drop in silence, is
+checked before. Imports nothing from `train`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+
+import numpy as np
+from PIL import Image
+
+FORMAT = 1  # of the TFRecords; a higher one makes them anew
+NAMED = 5  # at most so many culprits are named in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoSplit:
+    """Images and boxes of one split, checked.
+
+    Attributes:
+        images_dir: folder of the images.
+        images: list of COCO's image entries, by id.
+        ground_truth: COCO dict for evaluation: all boxes as given, defaults filled in.
+        annotations: COCO annotations for training: boxes clipped to their image, those without
+            area dropped, `category_id` replaced by the model's label.
+        category_ids: tuple of the data's category ids; the model's label k is entry k - 1 (label
+            0 is the background). None marks labels that no category has.
+        class_names: tuple of names, by label - 1.
+        findings: list of sentences about what was mended or left out.
+    """
+
+    images_dir: pathlib.Path
+    images: list
+    ground_truth: dict
+    annotations: list
+    category_ids: tuple
+    class_names: tuple
+    findings: list
+
+
+def find_splits(data_dir):
+    """Annotation files in COCO's layout: `annotations/instances_<split>.json`.
+
+    Args:
+        data_dir: folder with `annotations/` and, for each split, a folder of images.
+
+    Returns:
+        Dict of split name to (annotation file, image folder), in order of names.
+
+    Raises:
+        FileNotFoundError: if there are no such files, or a split has no image folder.
+    """
+    data_dir = pathlib.Path(data_dir)
+    files = sorted((data_dir / "annotations").glob("instances_*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{data_dir} must hold annotations/instances_<split>.json and the images in <split>/, "
+            "as COCO does. Received: no such file"
+        )
+    splits = {}
+    for file in files:
+        name = file.stem.removeprefix("instances_")
+        if not (data_dir / name).is_dir():
+            raise FileNotFoundError(f"{file.name} needs the images in {data_dir / name}")
+        splits[name] = (file, data_dir / name)
+    return splits
+
+
+def choose_split(splits, wanted, prefixes):
+    """The name of a split: `wanted`, or else the first whose name starts with a prefix."""
+    if wanted:
+        if wanted not in splits:
+            raise ValueError(f"There is no split {wanted!r}. Found: {', '.join(splits)}")
+        return wanted
+    for prefix in prefixes:
+        for name in splits:
+            if name.startswith(prefix):
+                return name
+    raise ValueError(
+        f"None of the splits {', '.join(splits)} starts with {' or '.join(prefixes)}: "
+        "name one with --set train_split=... or --set validation_split=..."
+    )
+
+
+def load_split(file, images_dir, *, limit=0, masks=False):
+    """Reads and checks a COCO-format annotation file.
+
+    As COCO's own tools and torchvision's reference do: boxes are clipped to their image, and
+    dropped for training where nothing is left; annotations of a category or an image that is not
+    listed are left out; images without boxes take part in evaluation. What was left out is named
+    in `findings`.
+
+    Args:
+        file: the JSON file.
+        images_dir: folder of the images.
+        limit: only the first so many images, by id; 0 means all.
+        masks: whether segmentations are needed.
+
+    Returns:
+        A `CocoSplit`.
+
+    Raises:
+        FileNotFoundError: if the file or an image that it lists is missing; names them.
+        ValueError: if the file is not JSON in COCO's format, lists no images, categories or
+            boxes, lists an id twice, or has a box that is not four finite numbers.
+    """
+    file, images_dir = pathlib.Path(file), pathlib.Path(images_dir)
+    content = _read(file)
+    images = sorted(content["images"], key=lambda image: image["id"])[: limit or None]
+    _check_files(file, images, images_dir)
+    images = [_with_size(image, images_dir) for image in images]
+    categories = content["categories"]
+    labels = _labels([category["id"] for category in categories])
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    left_out = {image["id"] for image in content["images"]} - set(sizes)
+    problems = {}
+    truth, training = [], []
+    for k, annotation in enumerate(content["annotations"]):
+        name = annotation.get("id", k)
+        if annotation.get("image_id") in left_out:
+            continue
+        if annotation.get("image_id") not in sizes:
+            problems.setdefault("of an image that is not listed: left out", []).append(name)
+            continue
+        if annotation.get("category_id") not in labels:
+            problems.setdefault("of a category that is not listed: left out", []).append(name)
+            continue
+        box = _box(annotation, name, file)
+        # COCO's evaluation reads 0 as "no match".
+        whole = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": len(truth) + 1}
+        truth.append(whole)
+        width, height = sizes[annotation["image_id"]]
+        clipped = clip_box(box, width, height)
+        if clipped is None:
+            problems.setdefault("with a box of no area in its image: left out", []).append(name)
+            continue
+        if clipped != box:
+            problems.setdefault("with a box beyond its image: clipped", []).append(name)
+        if masks:
+            _check_segmentation(annotation, name, file)
+        label = labels[annotation["category_id"]]
+        training.append({**whole, "bbox": list(clipped), "category_id": label})
+    if not training:
+        raise ValueError(f"{file} has no box inside a listed image. Nothing can be learned from it")
+    by_id = {category["id"]: category.get("name", str(category["id"])) for category in categories}
+    ids = {label: category_id for category_id, label in labels.items()}
+    category_ids = tuple(ids.get(label) for label in range(1, max(ids) + 1))
+    empty = len(sizes) - len({annotation["image_id"] for annotation in training})
+    findings = [_finding(file, what, names) for what, names in problems.items()]
+    if empty:
+        findings.append(f"{file.name}: {empty} images without boxes: evaluated, not trained on")
+    return CocoSplit(
+        images_dir,
+        images,
+        {"images": images, "annotations": truth, "categories": categories},
+        training,
+        category_ids,
+        tuple(by_id.get(i, f"(no category {k})") for k, i in enumerate(category_ids, 1)),
+        findings,
+    )
+
+
+def clip_box(box, width, height):
+    """(x, y, width, height) within an image of so many pixels; None if nothing is left."""
+    x, y, w, h = box
+    left, top = min(max(x, 0.0), width), min(max(y, 0.0), height)
+    right, bottom = min(max(x + w, 0.0), width), min(max(y + h, 0.0), height)
+    if right <= left or bottom <= top or w <= 0 or h <= 0:
+        return None
+    if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+        return box
+    w, h = right - left, bottom - top
+    # So that start + length, rounded, is not beyond the image: Model Garden drops such boxes.
+    w = w if left + w <= width else math.nextafter(w, 0)
+    h = h if top + h <= height else math.nextafter(h, 0)
+    return left, top, w, h
+
+
+def _read(file):
+    """The JSON of a file, with the lists that COCO's format has."""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise ValueError(
+                f"{file} must be COCO's JSON, with a list {key!r}. Received: {str(entries)[:80]}"
+            )
+    for key in ("images", "categories"):
+        entries = content[key]
+        if not entries:
+            raise ValueError(f"{file} lists no {key}")
+        ids = [entry.get("id") for entry in entries]
+        if None in ids:
+            raise ValueError(f"{file}: entry {ids.index(None)} of {key!r} has no 'id'")
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise ValueError(f"{file}: every 'id' of {key!r} must be an integer")
+        twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        if twice:
+            raise ValueError(f"{file} lists {key} twice: {twice[:NAMED]}")
+    return content
+
+
+def _check_files(file, images, images_dir):
+    nameless = [image["id"] for image in images if not isinstance(image.get("file_name"), str)]
+    if nameless:
+        raise ValueError(f"{file}: images without 'file_name': {nameless[:NAMED]}")
+    missing = [i["file_name"] for i in images if not (images_dir / i["file_name"]).is_file()]
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise FileNotFoundError(
+            f"{file} lists images that are not in {images_dir}: {', '.join(missing[:NAMED])}{more}"
+        )
+
+
+def image_size(path):
+    """(width, height) of an image file in pixels; `ValueError` if it is not an image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise ValueError(f"{path} is not an image: {error}") from error
+
+
+def _with_size(image, images_dir):
+    """An image entry with width and height, read from the file where they are not given."""
+    sizes = [image.get(key) for key in ("width", "height")]
+    if not all(isinstance(s, int) and s > 0 for s in sizes):
+        sizes = image_size(images_dir / image["file_name"])
+    return {**image, "width": sizes[0], "height": sizes[1]}
+
+
+def _labels(category_ids):
+    """Category id to the model's label: the same where that leaves few labels unused."""
+    ids = sorted(category_ids)
+    if ids[0] >= 1 and ids[-1] <= 2 * len(ids):
+        return {i: i for i in ids}
+    return {i: label for label, i in enumerate(ids, start=1)}
+
+
+def _box(annotation, name, file):
+    box = annotation.get("bbox")
+    numbers = isinstance(box, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in box
+    )
+    if not numbers or len(box) != 4:
+        raise ValueError(
+            f"{file}: 'bbox' must be [x, y, width, height] in pixels. "
+            f"Received: {box} (annotation {name})"
+        )
+    return tuple(float(x) for x in box)
+
+
+def _check_segmentation(annotation, name, file):
+    segmentation = annotation.get("segmentation")
+    polygons = isinstance(segmentation, list) and len(segmentation) > 0
+    if not polygons and not (annotation.get("iscrowd") and isinstance(segmentation, dict)):
+        raise ValueError(
+            f"{file}: a mask must be a list of polygons (of a crowd: run lengths). "
+            f"Received: {str(segmentation)[:60]} (annotation {name})"
+        )
+
+
+def _finding(file, what, names):
+    more = ", ..." if len(names) > NAMED else ""
+    listed = ", ".join(map(str, names[:NAMED]))
+    return f"{file.name}: {len(names)} annotations {what} (id {listed}{more})"
+
+
+def write_records(split, directory, *, training, masks=False):
+    """TFRecords of a split, made by Model Garden's converter unless they are there.
+
+    Args:
+        split: a `CocoSplit`.
+        directory: folder that a folder for these records is made in.
+        training: whether images without boxes are left out.
+        masks: whether masks are written.
+
+    Returns:
+        Tuple of the pattern of the files and the number of images in them.
+
+    Raises:
+        ValueError: if an image cannot be read, or has another size than the annotations say.
+    """
+    images = split.images
+    if training:
+        with_boxes = {annotation["image_id"] for annotation in split.annotations}
+        images = [image for image in images if image["id"] in with_boxes]
+    content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve())]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    folder = pathlib.Path(directory) / digest
+    if not folder.exists():
+        scratch = folder.with_name(f"{digest}.{os.getpid()}.tmp")
+        scratch.mkdir(parents=True)
+        try:
+            _convert(split, images, str(scratch / "records"), masks)
+            os.replace(scratch, folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return str(folder / "records*"), len(images)
+
+
+def _convert(split, images, prefix, masks):
+    from official.vision.data import create_coco_tf_record, tfrecord_lib
+
+    annotations = {}
+    for annotation in split.annotations:
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    names = dict(enumerate(split.class_names, start=1))
+
+    def example(image, *arguments):
+        path = split.images_dir / image["file_name"]
+        if image_size(path) != (image["width"], image["height"]):
+            raise ValueError(
+                f"{path} is {image_size(path)} pixels (width, height), its annotations say "
+                f"{(image['width'], image['height'])}"
+            )
+        record, dropped = create_coco_tf_record.create_tf_example(image, *arguments)
+        assert not dropped, path  # boxes were clipped
+        return record, dropped
+
+    entries = create_coco_tf_record.generate_annotations(
+        images,
+        [str(split.images_dir)],
+        img_to_obj_annotation=annotations,
+        id_to_name_map=names,
+        include_masks=masks,
+    )
+    shards = min(64, math.ceil(len(images) / 16))
+    tfrecord_lib.write_tf_record_dataset(prefix, entries, example, shards, multiple_processes=0)
+
+
+def make_digit_scenes(directory, *, train=96, validation=32, size=128, seed=0):
+    """Scenes pasted from scikit-learn's digits, in COCO's layout: data for a fresh machine.
+
+    Each scene is a dark noisy square with 1 to 4 digits, 3 to 5 times enlarged, that do not
+    overlap. Digits of the validation scenes are not used in training scenes.
+
+    Args:
+        directory: folder to make; nothing is done if it is there.
+        train: number of training scenes.
+        validation: number of validation scenes.
+        size: height and width of a scene in pixels.
+        seed: of all that is random.
+    """
+    from sklearn.datasets import load_digits
+
+    directory = pathlib.Path(directory)
+    if directory.exists():
+        return
+    scratch = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    held_out = np.arange(len(digits.target)) % 5 == 0
+    for name, count, mask in (("train", train, ~held_out), ("val", validation, held_out)):
+        (scratch / name).mkdir(parents=True)
+        images, annotations = [], []
+        chosen = np.flatnonzero(mask)
+        for k in range(count):
+            pixels = rng.integers(0, 40, (size, size)).astype("float32")
+            for x, y, zoom in _places(rng, size):
+                index = rng.choice(chosen)
+                digit = np.kron(digits.images[index], np.ones((zoom, zoom))) * 15
+                patch = pixels[y : y + 8 * zoom, x : x + 8 * zoom]
+                np.maximum(patch, digit, out=patch)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": k,
+                        "category_id": int(digits.target[index]) + 1,
+                        **_outline(digits.images[index] > 4, x, y, zoom),
+                    }
+                )
+            file = f"{k:04d}.png"
+            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(scratch / name / file)
+            images.append({"id": k, "file_name": file, "width": size, "height": size})
+        categories = [{"id": d + 1, "name": str(d)} for d in range(10)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (scratch / "annotations").mkdir(exist_ok=True)
+        (scratch / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    try:
+        os.replace(scratch, directory)
+    except OSError:
+        if not directory.exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _places(rng, size):
+    """1 to 4 squares (x, y, zoom) of 8 zoom pixels that do not overlap."""
+    places = []
+    for _ in range(rng.integers(1, 5)):
+        zoom = int(rng.integers(3, 6))
+        x, y = (int(v) for v in rng.integers(0, size - 8 * zoom, 2))
+        apart = (
+            abs(x + 4 * zoom - (u + 4 * z)) >= 4 * (zoom + z)
+            or abs(y + 4 * zoom - (v + 4 * z)) >= 4 * (zoom + z)
+            for u, v, z in places
+        )
+        if all(apart):
+            places.append((x, y, zoom))
+    return places
+
+
+def _outline(ink, x, y, zoom):
+    """Box, area and polygons (a rectangle a run of pixels in a row) of a digit's ink."""
+    rows, columns = np.nonzero(ink)
+    left, top = columns.min(), rows.min()
+    polygons = []
+    for row in np.unique(rows):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], ink[row].astype(int), [0]])))
+        for start, end in edges.reshape(-1, 2).tolist():
+            a, b = x + start * zoom, x + end * zoom
+            c, d = y + int(row) * zoom, y + (int(row) + 1) * zoom
+            polygons.append([a, c, b, c, b, d, a, d])
+    size = (int(columns.max() - left + 1) * zoom, int(rows.max() - top + 1) * zoom)
+    return {
+        "bbox": [int(x + left * zoom), int(y + top * zoom), *size],
+        "area": int(ink.sum()) * zoom**2,
+        "iscrowd": 0,
+        "segmentation": polygons,
+    }
