@@ -156,25 +156,38 @@ def measure_finished(jobs, workdir, output, measure):
             accuracy_table.append_row(output, measure(job, images))
 
 
-def main(argv=None):
-    """Ablates every finished dynamic run that has not been; shows the table."""
+def show(title, table, rows, name, document=None):
+    """Prints `table(rows)`, if there are any, and writes it into a document at its mark `name`."""
+    if not rows:
+        return
+    print(title, *table(rows), sep="\n")
+    if document is not None:
+        document.write_text(accuracy_table.fill_in(document.read_text(), {name: table(rows)}))
+
+
+def make_parser(name, doc, output):
+    """The command line of a measurement of finished runs."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation",
-        description=__doc__,
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--study", default="cifar10", choices=accuracy.STUDIES)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
-    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
-    args = parser.parse_args(argv)
+    parser.add_argument("--output", type=pathlib.Path, default=output, help="JSON lines")
+    parser.add_argument("--document", type=pathlib.Path, help="Markdown file to write into")
+    return parser
+
+
+def main(argv=None):
+    """Ablates every finished dynamic run that has not been; shows the table."""
+    args = make_parser("ablation", __doc__, OUTPUT).parse_args(argv)
     jobs = runs_of(args.study, "dynamic", args.workdir)
     measure_finished(jobs, args.workdir, args.output, ablate)
     rows = accuracy_table.read_rows(args.output)
     wanted = {job.identity["recipe_hash"] for job in jobs}
     rows = [row for row in rows if row["recipe_hash"] in wanted]
-    if rows:
-        print(f"{len(rows)} dynamic runs of {args.study}\n")
-        print("\n".join(table(rows)))
+    show(f"{len(rows)} dynamic runs of {args.study}", table, rows, "ablation", args.document)
 
 
 if __name__ == "__main__":

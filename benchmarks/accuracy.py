@@ -402,15 +402,16 @@ def main(argv=None):
 def _show(args):
     split = "validation" if args.validation else "test"
     groups = studies_of(read_rows(args.rows), overrides=args.set, split=split)
+    tables = {name: markdown(summarize(rows)) for name, rows in groups.items()}
     for name, rows in groups.items():
         print(f"\n{name}: {rows[0]['model']}, {rows[0]['epochs']} epochs\n")
-        print("\n".join(markdown(summarize(rows))))
+        print("\n".join(tables[name]))
     if not groups:
         print(f"No rows on {split} images with these settings in {args.rows}")
     if args.plot and groups:
         plot(groups).savefig(args.plot, dpi=130)
     if args.document and not args.set and not args.validation:
-        args.document.write_text(fill_in(args.document.read_text(), groups))
+        args.document.write_text(fill_in(args.document.read_text(), tables))
 
 
 def _train_missing(args):

@@ -150,18 +150,18 @@ def plot(groups):
     return figure
 
 
-def fill_in(text, groups):
-    """A document with the studies' tables, each between `<!-- table: NAME -->` and `<!-- end -->`.
+def fill_in(text, tables):
+    """A document with tables, each between `<!-- table: NAME -->` and `<!-- end -->`.
 
     Args:
         text: the document.
-        groups: dict of study to its rows.
+        tables: dict of name to the table's lines; what the document has no place for is left out.
     """
-    for name, rows in groups.items():
+    for name, lines in tables.items():
         head, mark, rest = text.partition(f"<!-- table: {name} -->\n")
         if mark:
             _, end, tail = rest.partition("<!-- end -->")
             if not end:
                 raise ValueError(f"There is no <!-- end --> after <!-- table: {name} -->")
-            text = "\n".join([head + mark, *markdown(summarize(rows)), "", end + tail])
+            text = "\n".join([head + mark, *lines, "", end + tail])
     return text

@@ -19,11 +19,9 @@ boosted trees that see the pooled features of all sources up to the edge's: more
 One JSON object a run.
 """
 
-import argparse
 import dataclasses
 import operator
 import os
-import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -235,24 +233,21 @@ def table(rows):
     for name in rows[0]["accuracy"]:
         means = [np.mean([row[key][name] for row in rows]) for key in ("accuracy", "loss")]
         lines.append(f"| {name} | {100 * means[0]:.2f} | {means[1]:.4f} |")
-    for key in ("explained", "explained_by_trees"):
+    lines.append("")
+    for key, by in (("explained", "a router"), ("explained_by_trees", "boosted trees")):
         values = [100 * row[key] for row in rows]
-        lines.append(f"\n{key}: {np.mean(values):.2f} % ({min(values):.2f} to {max(values):.2f})")
+        lines.append(
+            f"Variance of the images' gradients that {by} can explain: {np.mean(values):.2f} % "
+            f"({min(values):.2f} to {max(values):.2f})."
+        )
     return lines
 
 
 def main(argv=None):
     """Measures every finished run of the wiring that has not been."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.headroom",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--study", default="cifar10", choices=accuracy.STUDIES)
+    parser = ablation.make_parser("headroom", __doc__, OUTPUT)
     parser.add_argument("--wiring", default="learned", choices=("learned", "dynamic"))
     parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
-    parser.add_argument("--output", type=pathlib.Path, default=OUTPUT)
     args = parser.parse_args(argv)
     jobs = ablation.runs_of(args.study, args.wiring, args.workdir)
     if args.seed:
@@ -261,9 +256,8 @@ def main(argv=None):
     wanted = {(job.identity["recipe_hash"], args.wiring) for job in jobs}
     rows = accuracy_table.read_rows(args.output)
     rows = [row for row in rows if (row["recipe_hash"], row["wiring"]) in wanted]
-    if rows:
-        print(f"{len(rows)} {args.wiring} runs of {args.study}\n")
-        print("\n".join(table(rows)))
+    title = f"{len(rows)} {args.wiring} runs of {args.study}"
+    ablation.show(title, table, rows, "headroom", args.document)
 
 
 if __name__ == "__main__":

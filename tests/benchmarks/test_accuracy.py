@@ -60,15 +60,15 @@ def test_keys_that_the_benchmark_sets_are_refused(item):
 
 
 def test_a_document_is_not_cut_off():
-    rows = rows_of({0: 0.7}, "chain")
+    lines = accuracy_table.markdown(accuracy_table.summarize(rows_of({0: 0.7}, "chain")))
     text = "# A\n<!-- table: digits -->\nold\n<!-- end -->\nB\n"
-    filled = accuracy_table.fill_in(text, {"digits": rows})
+    filled = accuracy_table.fill_in(text, {"digits": lines})
     assert "70.00" in filled
     assert "old" not in filled
     assert filled.endswith("<!-- end -->\nB\n")
-    assert accuracy_table.fill_in(filled, {"digits": rows}) == filled
+    assert accuracy_table.fill_in(filled, {"digits": lines}) == filled
     with pytest.raises(ValueError, match="no <!-- end -->"):
-        accuracy_table.fill_in(text.replace("<!-- end -->", ""), {"digits": rows})
+        accuracy_table.fill_in(text.replace("<!-- end -->", ""), {"digits": lines})
 
 
 def test_a_broken_line_of_rows_is_named(tmp_path):
@@ -124,7 +124,7 @@ def test_a_study_runs_and_goes_on(tmp_path, capsys):
     room = headroom.measure(job, tmp_path / f"digits-{accuracy.IMAGES}")
     assert room["accuracy"]["own"] == pytest.approx(found["accuracy"]["own"][0], abs=0.01)
     assert room["loss"]["oracle"] <= room["loss"]["own"]
-    assert len(headroom.table([room])) == 2 + 4 + 2
+    assert len(headroom.table([room])) == 2 + 4 + 3
 
 
 def test_substitutes_are_what_their_names_say(rng):
@@ -172,7 +172,11 @@ def test_the_documents_tables_are_those_of_the_committed_rows():
     groups = accuracy.studies_of(accuracy_table.read_rows(accuracy.ROWS))
     if not groups:
         pytest.skip(f"no rows in {accuracy.ROWS}")
+    tables = {n: accuracy_table.markdown(accuracy_table.summarize(r)) for n, r in groups.items()}
+    for module, name in ((ablation, "ablation"), (headroom, "headroom")):
+        if rows := accuracy_table.read_rows(module.OUTPUT):
+            tables[name] = module.table(rows)
     text = (accuracy.ROOT / "docs" / "results.md").read_text()
-    assert accuracy_table.fill_in(text, groups) == text
-    for name in groups:
+    assert accuracy_table.fill_in(text, tables) == text
+    for name in tables:
         assert f"<!-- table: {name} -->" in text
