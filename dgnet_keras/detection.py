@@ -21,6 +21,7 @@ from official.vision.modeling.backbones import factory
 
 from dgnet_keras.backbones.base import adjacency, construction_scope
 from dgnet_keras.classifier import create
+from dgnet_keras.convert import is_wiring_weight
 
 
 @dataclasses.dataclass
@@ -127,10 +128,11 @@ class GardenBackbone(tf_keras.layers.Layer):
         return [v.value for v in self._pyramid.weights if id(v.value) not in trained]
 
     def _regularization_loss(self):
+        """Of frozen kernels too, where it is a constant, as in tf_keras's own layers."""
         kernels = [
             v.value
-            for v in self._pyramid.trainable_variables
-            if v.name == "kernel" and "/router_" not in v.path
+            for v in self._pyramid.weights
+            if v.name == "kernel" and not is_wiring_weight(v.path)
         ]
         return tf.add_n([self._kernel_regularizer(tf.cast(k, tf.float32)) for k in kernels])
 

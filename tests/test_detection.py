@@ -129,6 +129,8 @@ def test_regularization_reaches_the_model_that_holds_it():
     expected = 1e-2 * sum(float(np.sum(np.square(k))) for k in kernels)
     np.testing.assert_allclose(tf.add_n(model.losses), expected, rtol=1e-5)
     assert garden().losses == []
+    layer.backbone.trainable = False
+    np.testing.assert_allclose(tf.add_n(model.losses), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("row", catalog.CATALOG)
