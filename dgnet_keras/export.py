@@ -45,7 +45,7 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
     target = pathlib.Path(directory) / str(version)
     labels = range(model.num_classes) if labels is None else labels
     labels = [str(label) for label in labels]
-    with _atomic_directory(target) as scratch:
+    with atomic_directory(target) as scratch:
         module = _ServingModule(model, preprocessing, labels)
         tf.saved_model.save(
             module,
@@ -82,7 +82,7 @@ def _check(model, version, labels, image_size):
 
 
 @contextlib.contextmanager
-def _atomic_directory(target):
+def atomic_directory(target):
     """Yields an empty folder that becomes `target` if the body succeeds, and is gone if not.
 
     Its name is not a number, so that a server that watches the parent does not load it.

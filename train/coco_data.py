@@ -4,16 +4,17 @@ TFRecords are written by Model Garden's converter; what it would trip over, or d
 checked before. Imports nothing from `train`.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
-import shutil
 
 import numpy as np
 from PIL import Image
+
+from dgnet_keras.export import atomic_directory
 
 FORMAT = 1  # of the TFRecords; a higher one makes them anew
 NAMED = 5  # at most so many culprits are named in a message
@@ -122,20 +123,22 @@ def load_split(file, images_dir, *, limit=0, masks=False):
     problems = {}
     truth, training = [], []
     for k, annotation in enumerate(content["annotations"]):
+        annotation = {key: value for key, value in annotation.items() if value is not None}
         name = annotation.get("id", k)
-        if annotation.get("image_id") in left_out:
+        image_id, category_id = (_id(annotation, key) for key in ("image_id", "category_id"))
+        if image_id in left_out:
             continue
-        if annotation.get("image_id") not in sizes:
+        if image_id not in sizes:
             problems.setdefault("of an image that is not listed: left out", []).append(name)
             continue
-        if annotation.get("category_id") not in labels:
+        if category_id not in labels:
             problems.setdefault("of a category that is not listed: left out", []).append(name)
             continue
         box = _box(annotation, name, file)
         # COCO's evaluation reads 0 as "no match".
         whole = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": len(truth) + 1}
         truth.append(whole)
-        width, height = sizes[annotation["image_id"]]
+        width, height = sizes[image_id]
         clipped = clip_box(box, width, height)
         if clipped is None:
             problems.setdefault("with a box of no area in its image: left out", []).append(name)
@@ -144,8 +147,7 @@ def load_split(file, images_dir, *, limit=0, masks=False):
             problems.setdefault("with a box beyond its image: clipped", []).append(name)
         if masks:
             _check_segmentation(annotation, name, file)
-        label = labels[annotation["category_id"]]
-        training.append({**whole, "bbox": list(clipped), "category_id": label})
+        training.append({**whole, "bbox": list(clipped), "category_id": labels[category_id]})
     if not training:
         raise ValueError(f"{file} has no box inside a listed image. Nothing can be learned from it")
     by_id = {category["id"]: category.get("name", str(category["id"])) for category in categories}
@@ -203,8 +205,7 @@ def _read(file):
             raise ValueError(f"{file}: entry {ids.index(None)} of {key!r} has no 'id'")
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise ValueError(f"{file}: every 'id' of {key!r} must be an integer")
-        twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
-        if twice:
+        if twice := sorted(i for i, count in collections.Counter(ids).items() if count > 1):
             raise ValueError(f"{file} lists {key} twice: {twice[:NAMED]}")
     return content
 
@@ -244,6 +245,12 @@ def _labels(category_ids):
     if ids[0] >= 1 and ids[-1] <= 2 * len(ids):
         return {i: i for i in ids}
     return {i: label for label, i in enumerate(ids, start=1)}
+
+
+def _id(annotation, key):
+    """An id of an annotation; None if it is none, so that it is not listed."""
+    value = annotation.get(key)
+    return value if isinstance(value, int) else None
 
 
 def _box(annotation, name, file):
@@ -297,18 +304,20 @@ def write_records(split, directory, *, training, masks=False):
     content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve())]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = pathlib.Path(directory) / digest
-    if not folder.exists():
-        scratch = folder.with_name(f"{digest}.{os.getpid()}.tmp")
-        scratch.mkdir(parents=True)
-        try:
-            _convert(split, images, str(scratch / "records"), masks)
-            os.replace(scratch, folder)
-        except OSError:
-            if not folder.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    _make_once(folder, lambda scratch: _convert(split, images, str(scratch / "records"), masks))
     return str(folder / "records*"), len(images)
+
+
+def _make_once(folder, fill):
+    """Has `fill(scratch folder)` make a folder, whole or not at all, unless it is there."""
+    if folder.exists():
+        return
+    try:
+        with atomic_directory(folder) as scratch:
+            fill(scratch)
+    except OSError:
+        if not folder.exists():  # else another process was faster
+            raise
 
 
 def _convert(split, images, prefix, masks):
@@ -354,16 +363,17 @@ def make_digit_scenes(directory, *, train=96, validation=32, size=128, seed=0):
         size: height and width of a scene in pixels.
         seed: of all that is random.
     """
+    counts = {"train": train, "val": validation}
+    _make_once(pathlib.Path(directory), lambda scratch: _write_scenes(scratch, counts, size, seed))
+
+
+def _write_scenes(scratch, counts, size, seed):
     from sklearn.datasets import load_digits
 
-    directory = pathlib.Path(directory)
-    if directory.exists():
-        return
-    scratch = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
     rng = np.random.default_rng(seed)
     digits = load_digits()
     held_out = np.arange(len(digits.target)) % 5 == 0
-    for name, count, mask in (("train", train, ~held_out), ("val", validation, held_out)):
+    for (name, count), mask in zip(counts.items(), (~held_out, held_out), strict=True):
         (scratch / name).mkdir(parents=True)
         images, annotations = [], []
         chosen = np.flatnonzero(mask)
@@ -389,13 +399,6 @@ def make_digit_scenes(directory, *, train=96, validation=32, size=128, seed=0):
         content = {"images": images, "annotations": annotations, "categories": categories}
         (scratch / "annotations").mkdir(exist_ok=True)
         (scratch / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
-    try:
-        os.replace(scratch, directory)
-    except OSError:
-        if not directory.exists():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _places(rng, size):

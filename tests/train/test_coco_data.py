@@ -58,6 +58,12 @@ def test_what_is_not_given_is_filled_in(dataset):
     ]
 
 
+def test_null_is_as_good_as_nothing(dataset):
+    split = coco_data.load_split(*dataset([annotation(area=None, iscrowd=None)]))
+    (truth,) = split.ground_truth["annotations"]
+    assert (truth["area"], truth["iscrowd"]) == (80.0, 0)
+
+
 def test_category_ids_stay_where_few_labels_are_unused(dataset):
     split = coco_data.load_split(*dataset([annotation()]))
     assert split.category_ids == (1, None, 3)
@@ -95,7 +101,12 @@ def test_boxes_are_clipped_or_left_out_of_training(dataset, box, kept):
 
 @pytest.mark.parametrize(
     ("changed", "what"),
-    [({"category_id": 2}, "category that is not listed"), ({"image_id": 9}, "image that is not")],
+    [
+        ({"category_id": 2}, "category that is not listed"),
+        ({"category_id": None}, "category that is not listed"),
+        ({"image_id": 9}, "image that is not"),
+        ({"image_id": [7]}, "image that is not"),
+    ],
 )
 def test_what_is_not_listed_is_left_out(dataset, changed, what):
     split = coco_data.load_split(*dataset([annotation(), {**annotation(id=4), **changed}]))
