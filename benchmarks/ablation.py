@@ -131,38 +131,34 @@ def table(rows):
     return lines
 
 
-def runs_of(study, wiring, workdir):
-    """The planned runs of a study with one wiring."""
-    jobs = accuracy.plan(study, workdir=workdir)
-    return [job for job in jobs if job.recipe.wiring == wiring]
-
-
-def measure_finished(jobs, workdir, output, measure):
-    """Adds a row of `measure(job, images)` to `output` for every finished run that has none.
+def rows_of(args, wiring, measure):
+    """Measures the finished runs of a study that have not been; the rows of all that have.
 
     Args:
-        jobs: of one study of `benchmarks.accuracy`.
-        workdir: folder that their folders and images are in.
-        output: file of JSON lines.
-        measure: function of a job and of the file of its images to a dict.
+        args: of `make_parser`.
+        wiring: of the runs.
+        measure: function of a `benchmarks.accuracy.Job` and of the file of its images to a dict.
+
+    Returns:
+        List of rows, as they are in the file `args.output`.
     """
-    for job in accuracy.missing(jobs, accuracy_table.read_rows(output)):
-        images = workdir / f"{job.identity['dataset']}-{accuracy.IMAGES}"
+    jobs = accuracy.plan(args.study, workdir=args.workdir)
+    jobs = [job for job in jobs if job.recipe.wiring == wiring]
+    for job in accuracy.missing(jobs, accuracy_table.read_rows(args.output)):
+        if args.seed and job.recipe.seed not in args.seed:
+            continue
+        images = args.workdir / f"{job.identity['dataset']}-{accuracy.IMAGES}"
         for needed in (job.workdir / accuracy.WEIGHTS, images):
             if not needed.exists():
                 print(f"not finished: no {needed}", file=sys.stderr)
                 break
         else:
-            accuracy_table.append_row(output, measure(job, images))
-
-
-def show(title, table, rows, name, document=None):
-    """Prints `table(rows)`, if there are any, and writes it into a document at its mark `name`."""
-    if not rows:
-        return
-    print(title, *table(rows), sep="\n")
-    if document is not None:
-        document.write_text(accuracy_table.fill_in(document.read_text(), {name: table(rows)}))
+            accuracy_table.append_row(args.output, measure(job, images))
+    rows = accuracy_table.read_rows(args.output)
+    unmeasured = accuracy.missing(jobs, rows)
+    print(f"{len(jobs) - len(unmeasured)} of {len(jobs)} {wiring} runs of {args.study}\n")
+    wanted = {(job.identity["recipe_hash"], wiring) for job in jobs}
+    return [row for row in rows if (row["recipe_hash"], row["wiring"]) in wanted]
 
 
 def make_parser(name, doc, output):
@@ -173,21 +169,39 @@ def make_parser(name, doc, output):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--study", default="cifar10", choices=accuracy.STUDIES)
+    parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
     parser.add_argument("--output", type=pathlib.Path, default=output, help="JSON lines")
     parser.add_argument("--document", type=pathlib.Path, help="Markdown file to write into")
     return parser
 
 
+def run(name, args, wiring, measure, table):
+    """Measures what is missing, prints the table, and writes it into a document at its mark.
+
+    Args:
+        name: of the benchmark, and of the mark.
+        args: of `make_parser`.
+        wiring: of the runs.
+        measure: see `rows_of`.
+        table: function of rows to the table's lines.
+    """
+    try:
+        rows = rows_of(args, wiring, measure)
+        if not rows:
+            return
+        print("\n".join(table(rows)))
+        if args.document is not None:
+            text = args.document.read_text()
+            args.document.write_text(accuracy_table.fill_in(text, {name: table(rows)}))
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks.{name}: {error}")
+
+
 def main(argv=None):
     """Ablates every finished dynamic run that has not been; shows the table."""
     args = make_parser("ablation", __doc__, OUTPUT).parse_args(argv)
-    jobs = runs_of(args.study, "dynamic", args.workdir)
-    measure_finished(jobs, args.workdir, args.output, ablate)
-    rows = accuracy_table.read_rows(args.output)
-    wanted = {job.identity["recipe_hash"] for job in jobs}
-    rows = [row for row in rows if row["recipe_hash"] in wanted]
-    show(f"{len(rows)} dynamic runs of {args.study}", table, rows, "ablation", args.document)
+    run("ablation", args, "dynamic", ablate, table)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import ablation, accuracy, accuracy_table
+from benchmarks import ablation, accuracy
 
 OUTPUT = accuracy.ROOT / "benchmarks" / "results" / "headroom.jsonl"
 FIT, CHOOSE = 20_000, 5_000
@@ -147,6 +147,49 @@ def _in_batches(function, *arrays):
     return tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
 
 
+def fit_routers(found, on_test):
+    """What a linear router, and gradient boosted trees, can predict of the images' gradients.
+
+    Args:
+        found: of `Headroom.gradients` on the images to fit.
+        on_test: likewise, of the images to predict for.
+
+    Returns:
+        Dict: `kernels`, `biases` and `means` (of the gradients), dicts by (stage, j); and by
+        source the sums of squares on the test images: `variance` about those means, `residual` of
+        the linear prediction, `residual_of_trees`.
+    """
+    import numpy as np
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.linear_model import RidgeCV
+
+    names = ("kernels", "biases", "means", "variance", "residual", "residual_of_trees")
+    fitted = {name: {} for name in names}
+    seen, seen_on_test = [], []
+    for key, gradient in found["gradient"].items():
+        pooled, there = found["pooled"][key], on_test["gradient"][key]
+        ridge = RidgeCV(np.logspace(-4, 4, 9)).fit(pooled, gradient)
+        kernel = np.float32(np.reshape(ridge.coef_, (gradient.shape[1], -1)).T)
+        bias = np.float32(np.reshape(ridge.intercept_, (1, -1)))
+        mean = gradient.mean(axis=0, keepdims=True)
+        predicted = on_test["pooled"][key] @ kernel + bias
+        seen.append(pooled)
+        seen_on_test.append(on_test["pooled"][key])
+        by_trees = []
+        for k in range(gradient.shape[1]):
+            trees = HistGradientBoostingRegressor(early_stopping=True, random_state=0)
+            trees.fit(np.concatenate(seen, axis=1), gradient[:, k])
+            by_trees.append(trees.predict(np.concatenate(seen_on_test, axis=1)))
+        values = (
+            *(kernel, bias, mean, float(np.sum((there - mean) ** 2))),
+            float(np.sum((there - predicted) ** 2)),
+            float(np.sum((there - np.stack(by_trees, axis=1)) ** 2)),
+        )
+        for name, value in zip(names, values, strict=True):
+            fitted[name][key] = value
+    return fitted
+
+
 def measure(job, images):
     """The figures of one finished run; see the module.
 
@@ -160,8 +203,6 @@ def measure(job, images):
         variance over all edges), `explained_by_source`, dict of source to R^2 (linear).
     """
     import numpy as np
-    from sklearn.ensemble import HistGradientBoostingRegressor
-    from sklearn.linear_model import RidgeCV
 
     from train import engine
 
@@ -179,33 +220,14 @@ def measure(job, images):
     choose = part(data.train, order[len(fit[1]) :])
     test = part(data.test, slice(None))
     found, on_test, on_choose = (network.gradients(*x) for x in (fit, test, choose))
-    kernels, biases, zeros, means = {}, {}, {}, {}
-    residual, variance, by_trees = {}, {}, []
-    seen, seen_on_test = [], []
-    for key, gradient in found["gradient"].items():
-        pooled = found["pooled"][key]
-        model_of = RidgeCV(np.logspace(-4, 4, 9)).fit(pooled, gradient)
-        kernels[key] = np.float32(np.reshape(model_of.coef_, (gradient.shape[1], -1)).T)
-        biases[key] = np.float32(np.reshape(model_of.intercept_, (1, -1)))
-        zeros[key] = np.zeros_like(kernels[key])
-        means[key] = gradient.mean(axis=0, keepdims=True)
-        there = on_test["gradient"][key]
-        predicted = on_test["pooled"][key] @ kernels[key] + biases[key]
-        residual[key] = float(np.sum((there - predicted) ** 2))
-        variance[key] = float(np.sum((there - means[key]) ** 2))
-        seen.append(pooled)
-        seen_on_test.append(on_test["pooled"][key])
-        for k in range(gradient.shape[1]):
-            trees = HistGradientBoostingRegressor(early_stopping=True, random_state=0)
-            trees.fit(np.concatenate(seen, axis=1), gradient[:, k])
-            predicted = trees.predict(np.concatenate(seen_on_test, axis=1))
-            by_trees.append(float(np.sum((there[:, k] - predicted) ** 2)))
-    nothing = {key: np.zeros_like(mean) for key, mean in means.items()}
+    fitted = fit_routers(found, on_test)
+    flat = {key: np.zeros_like(kernel) for key, kernel in fitted["kernels"].items()}
+    nothing = {key: np.zeros_like(mean) for key, mean in fitted["means"].items()}
     moves = {
-        "own": (zeros, nothing, None, None),
-        "shared": (zeros, means, None, None),
-        "linear": (kernels, biases, None, None),
-        "oracle": (zeros, nothing, on_choose["gradient"], on_test["gradient"]),
+        "own": (flat, nothing, None, None),
+        "shared": (flat, fitted["means"], None, None),
+        "linear": (fitted["kernels"], fitted["biases"], None, None),
+        "oracle": (flat, nothing, on_choose["gradient"], on_test["gradient"]),
     }
     results = {"accuracy": {}, "loss": {}, "steps": {}}
     for name, (kernel, bias, own_choose, own_test) in moves.items():
@@ -216,12 +238,14 @@ def measure(job, images):
         results["steps"][name] = step
         results["accuracy"][name] = there["right"]
         results["loss"][name] = there["loss"]
+    variance, residual = fitted["variance"], fitted["residual"]
+    total = sum(variance.values())
     return {
         **job.identity,
         **results,
-        "explained": 1 - sum(residual.values()) / sum(variance.values()),
-        "explained_by_trees": 1 - sum(by_trees) / sum(variance.values()),
-        "explained_by_source": {f"{s}/{j}": 1 - residual[s, j] / variance[s, j] for s, j in means},
+        "explained": 1 - sum(residual.values()) / total,
+        "explained_by_trees": 1 - sum(fitted["residual_of_trees"].values()) / total,
+        "explained_by_source": {f"{s}/{j}": 1 - residual[s, j] / variance[s, j] for s, j in flat},
     }
 
 
@@ -247,17 +271,8 @@ def main(argv=None):
     """Measures every finished run of the wiring that has not been."""
     parser = ablation.make_parser("headroom", __doc__, OUTPUT)
     parser.add_argument("--wiring", default="learned", choices=("learned", "dynamic"))
-    parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
     args = parser.parse_args(argv)
-    jobs = ablation.runs_of(args.study, args.wiring, args.workdir)
-    if args.seed:
-        jobs = [job for job in jobs if job.recipe.seed in args.seed]
-    ablation.measure_finished(jobs, args.workdir, args.output, measure)
-    wanted = {(job.identity["recipe_hash"], args.wiring) for job in jobs}
-    rows = accuracy_table.read_rows(args.output)
-    rows = [row for row in rows if (row["recipe_hash"], row["wiring"]) in wanted]
-    title = f"{len(rows)} {args.wiring} runs of {args.study}"
-    ablation.show(title, table, rows, "headroom", args.document)
+    ablation.run("headroom", args, args.wiring, measure, table)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ def test_a_study_runs_and_goes_on(tmp_path, capsys):
     assert len(headroom.table([room])) == 2 + 4 + 3
 
 
+def test_a_missing_document_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"benchmarks\.ablation: .*nowhere\.md"):
+        ablation.main(["--workdir", str(tmp_path), "--document", str(tmp_path / "nowhere.md")])
+
+
 def test_substitutes_are_what_their_names_say(rng):
     matrices = np.zeros((6, 3, 3))
     matrices[:, 0, 1] = np.arange(1, 7)
@@ -173,8 +178,12 @@ def test_the_documents_tables_are_those_of_the_committed_rows():
     if not groups:
         pytest.skip(f"no rows in {accuracy.ROWS}")
     tables = {n: accuracy_table.markdown(accuracy_table.summarize(r)) for n, r in groups.items()}
-    for module, name in ((ablation, "ablation"), (headroom, "headroom")):
-        if rows := accuracy_table.read_rows(module.OUTPUT):
+    for module, name, wiring in (
+        (ablation, "ablation", "dynamic"),
+        (headroom, "headroom", "learned"),
+    ):
+        rows = accuracy_table.read_rows(module.OUTPUT)
+        if rows := [row for row in rows if row["wiring"] == wiring]:
             tables[name] = module.table(rows)
     text = (accuracy.ROOT / "docs" / "results.md").read_text()
     assert accuracy_table.fill_in(text, tables) == text
