@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tarfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,3 +31,16 @@ def cifar10_archive():
     if not path.exists():
         pytest.skip(f"needs the CIFAR-10 images: {path} is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def coco128(tmp_path_factory):
+    """Folder of 128 COCO images in COCO's layout."""
+    path = SHARED / "data" / "coco128.tar"
+    if not path.exists():
+        pytest.skip(f"needs the COCO images: {path} is not there")
+    folder = tmp_path_factory.mktemp("coco128")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    (annotations,) = folder.rglob("annotations")
+    return annotations.parent
