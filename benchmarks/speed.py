@@ -70,15 +70,16 @@ def measure_memory(wiring):
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     step = build_step(wiring)
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     for _ in range(WARMUP):
         step()
-    return (_status("VmHWM") - before) / 1024
+    return resident("VmHWM") - before
 
 
-def _status(key):
+def resident(key):
+    """MiB of this process's memory: `"VmRSS"` is resident now, `"VmHWM"` was at most."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
 def measure(wirings, repeats):
