@@ -259,6 +259,68 @@ def plot_macs(macs, total, labels=None, *, class_names=None):
     return figure
 
 
+def plot_detections(
+    image, boxes, *, scores=None, names=None, adjacency=None, least_score=0.3, title=None
+):
+    """An image with the boxes found in it and, beside it, the graphs of the path that it took.
+
+    Args:
+        image: (height, width, 3), uint8.
+        boxes: (count, 4), [ymin, xmin, ymax, xmax] in pixels.
+        scores: (count,), or None.
+        names: what each box is said to hold, (count,), or None.
+        adjacency: dict of stage name to (N + 1, N + 1) of this image, or None. Arcs are drawn
+            as by `plot_graph`.
+        least_score: boxes of a lower score are not drawn.
+        title: of the picture, or None.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if boxes, scores and names differ in number, or boxes do not have 4 numbers.
+    """
+    from matplotlib.patches import Rectangle
+
+    boxes = np.reshape(boxes, (-1, 4)) if not np.size(boxes) else np.asarray(boxes)
+    given = {"scores": scores, "names": names}
+    counts = {name: len(values) for name, values in given.items() if values is not None}
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or set(counts.values()) - {len(boxes)}:
+        raise ValueError(
+            "`boxes` must be (count, 4), and there must be a score and a name for each. "
+            f"Received: boxes of shape {boxes.shape}, {counts}"
+        )
+    adjacency = adjacency or {}
+    figure = _figure(6.5 + 3.5 * bool(adjacency), max(4.5, 1.2 * len(adjacency)))
+    columns = {"width_ratios": [1.8, 1]} if adjacency else {}
+    grid = figure.add_gridspec(max(len(adjacency), 1), 1 + bool(adjacency), **columns)
+    axis = figure.add_subplot(grid[:, 0])
+    axis.imshow(image)
+    axis.set_axis_off()
+    for k, (top, left, bottom, right) in enumerate(boxes):
+        if scores is not None and scores[k] < least_score:
+            continue
+        name = "" if names is None else _plain(str(names[k]))
+        color = f"C{sum(map(ord, name)) % 10}"
+        size = (right - left, bottom - top)
+        axis.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=color, linewidth=2))
+        text = " ".join([name] * bool(name) + [f"{scores[k]:.2f}"] * (scores is not None))
+        at_edge = top < 0.04 * len(image)
+        axis.text(
+            *(left, top, text),
+            fontsize=7,
+            va="top" if at_edge else "bottom",
+            clip_on=True,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1, "alpha": 0.8},
+        )
+    for row, (name, matrix) in enumerate(adjacency.items()):
+        beside = figure.add_subplot(grid[row, 1])
+        _draw_graph(beside, np.asarray(matrix, "float64")[None])
+        beside.set_ylabel(name, fontsize=8)
+    figure.suptitle(title or "", fontsize=10)
+    return figure
+
+
 def _figure(width, height):
     from matplotlib.figure import Figure
 

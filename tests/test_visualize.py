@@ -130,3 +130,31 @@ def test_bad_input_is_named(adjacency, pictures):
         visualize.plot_graph(adjacency, -1)
     with pytest.raises(ValueError, match=r"\(images,\).*\(0,\)"):
         visualize.plot_macs([], 100)
+
+
+def test_detections_are_drawn_where_they_are_with_the_path_beside():
+    matrix = np.zeros((3, 3), "float32")
+    matrix[0, 1] = matrix[1, 2] = 0.5
+    image = np.zeros((40, 60, 3), "uint8")
+    figure = visualize.plot_detections(
+        image,
+        [[5, 10, 25, 30], [0, 0, 40, 60], [1, 1, 2, 2]],
+        scores=[0.9, 0.8, 0.1],
+        names=["cat", "dog", "cat"],
+        adjacency={"stage1": matrix},
+    )
+    picture, graph = figure.axes
+    boxes = [(*box.get_xy(), box.get_width(), box.get_height()) for box in picture.patches]
+    assert boxes == [(10, 5, 20, 20), (0, 0, 60, 40)]
+    assert [text.get_text() for text in picture.texts] == ["cat 0.90", "dog 0.80"]
+    assert len(graph.patches) == 2
+    assert len(visualize.plot_detections(image, []).axes) == 1
+
+
+@pytest.mark.parametrize(
+    "given", [{"scores": [0.5]}, {"names": ["a", "b", "c"]}, {"boxes": [[1, 2, 3], [4, 5, 6]]}]
+)
+def test_detections_that_do_not_fit_together_are_an_error(given):
+    given = {"boxes": [[0, 0, 4, 4], [1, 1, 2, 2]], **given}
+    with pytest.raises(ValueError, match=r"`boxes` must be \(count, 4\)"):
+        visualize.plot_detections(np.zeros((8, 8, 3), "uint8"), **given)
