@@ -1,7 +1,15 @@
-"""Watching a run from outside."""
+"""Runs in processes of their own: starting and watching them."""
 
 import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 import time
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def logged_steps(workdir):
@@ -19,3 +27,39 @@ def wait_for_step(workdir, step, seconds=300):
                 return
         time.sleep(0.05)
     raise AssertionError(f"{workdir} did not reach step {step} in {seconds} s")
+
+
+def start(arguments, environment=()):
+    """Starts Python with these arguments in the project's folder."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(environment)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes):
+    """Waits for processes to end well, and returns what they printed."""
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
+
+
+def start_workers(arguments, count=2):
+    """Starts Python as so many workers of a cluster on this machine."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    config = {"cluster": {"worker": hosts}}
+    return [
+        start(
+            arguments,
+            {"TF_CONFIG": json.dumps({**config, "task": {"type": "worker", "index": i}})},
+        )
+        for i in range(count)
+    ]

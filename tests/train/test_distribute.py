@@ -4,18 +4,13 @@ Batch normalisation is synchronised and the learning rate low, so that what is l
 ways of computing the same sums is rounding, which a high rate would amplify within 20 steps.
 """
 
-import contextlib
 import json
-import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from train_helpers import logged_steps, wait_for_step
+from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
 
 from train import checkpoints
 
@@ -31,39 +26,6 @@ for item in (
     "batch_size=32",
 ):
     CLI += ["--set", item]
-
-
-def start(arguments, environment=()):
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **dict(environment)},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(processes):
-    outputs = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), outputs
-    return outputs
-
-
-def start_workers(arguments, count=2):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    config = {"cluster": {"worker": hosts}}
-    return [
-        start(
-            arguments,
-            {"TF_CONFIG": json.dumps({**config, "task": {"type": "worker", "index": i}})},
-        )
-        for i in range(count)
-    ]
 
 
 def load(workdir):
