@@ -322,8 +322,8 @@ def assign_with_head(model, values, path, classes):
         ValueError: as `copy_weights`.
     """
     keep = ()
-    if hasattr(model, "num_classes") and classes != model.num_classes:
-        keep = HEAD
+    if classes != getattr(model, "num_classes", None):
+        keep = HEAD if hasattr(model, "num_classes") else ()
         values = {k: v for k, v in values.items() if k not in HEAD}
     loaded = assign_weights(model, values, os.fspath(path), keep=keep)
     if keep:

@@ -28,7 +28,9 @@ def test_importing_the_package_adds_no_optional_dependency():
 # Each module may import those before it (docs/training.md describes what the parts do).
 TRAIN_ORDER = (
     *("configs", "datasets", "augmentation", "input_pipeline", "strategies", "optimizers"),
-    *("checkpoints", "task", "engine", "report", "runner", "imagenet", "preview", "coco_data"),
+    *("checkpoints", "task", "engine", "report", "runner", "imagenet", "preview"),
+    *(f"coco_{part}" for part in ("configs", "data", "task", "report", "runner")),
+    "coco",
 )
 
 

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import pathlib
 
@@ -231,6 +232,13 @@ def image_size(path):
         raise ValueError(f"{path} is not an image: {error}") from error
 
 
+def read_image(path):
+    """An image file as uint8 RGB, (height, width, 3), decoded as in training and in exports."""
+    import tensorflow as tf
+
+    return tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False).numpy()
+
+
 def _with_size(image, images_dir):
     """An image entry with width and height, read from the file where they are not given."""
     sizes = [image.get(key) for key in ("width", "height")]
@@ -321,8 +329,10 @@ def _make_once(folder, fill):
 
 
 def _convert(split, images, prefix, masks):
+    level = logging.getLogger("tensorflow").level
     from official.vision.data import create_coco_tf_record, tfrecord_lib
 
+    logging.getLogger("tensorflow").setLevel(level)  # the converter makes it verbose
     annotations = {}
     for annotation in split.annotations:
         annotations.setdefault(annotation["image_id"], []).append(annotation)

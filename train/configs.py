@@ -138,28 +138,22 @@ class Recipe:
             )
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        for name in (
-            *("epochs", "batch_size", "steps_per_loop", "checkpoint_epochs", "checkpoints_kept"),
-            *("accumulation_steps", "shuffle_buffer", "evaluation_epochs"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be positive. Received: {getattr(self, name)}")
-        for names, low, high in (
-            (("learning_rate", "router_lr_multiplier", "warmup_epochs"), 0, math.inf),
-            (("weight_decay", "random_shift", "checkpoint_steps"), 0, math.inf),
-            (("seed",), 0, 2**32),
-            (("freeze_backbone_epochs", "freeze_routers_epochs"), 0, math.inf),
-            ((*KERAS_CV, "first_label"), 0, math.inf),
-            (("momentum", "label_smoothing", "ema_momentum", "random_resized_crop"), 0, 1),
-            (("validation",), 0, 1),
-            (("random_erasing", "rand_augment_magnitude"), 0, 1 + 1e-9),
-        ):
-            for name in names:
-                if not low <= getattr(self, name) < high:
-                    until = "1]" if high == 1 + 1e-9 else f"{high})"
-                    raise ValueError(
-                        f"`{name}` must be in [{low}, {until}. Received: {getattr(self, name)}"
-                    )
+        check_ranges(
+            self,
+            (
+                (("epochs", "batch_size", "steps_per_loop", "checkpoint_epochs"), 1, math.inf),
+                (("checkpoints_kept", "accumulation_steps", "shuffle_buffer"), 1, math.inf),
+                (("evaluation_epochs",), 1, math.inf),
+                (("learning_rate", "router_lr_multiplier", "warmup_epochs"), 0, math.inf),
+                (("weight_decay", "random_shift", "checkpoint_steps"), 0, math.inf),
+                (("seed",), 0, 2**32),
+                (("freeze_backbone_epochs", "freeze_routers_epochs"), 0, math.inf),
+                ((*KERAS_CV, "first_label"), 0, math.inf),
+                (("momentum", "label_smoothing", "ema_momentum", "random_resized_crop"), 0, 1),
+                (("validation",), 0, 1),
+                (("random_erasing", "rand_augment_magnitude"), 0, 1 + 1e-9),
+            ),
+        )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"`clip_norm` must be positive and finite. Received: {self.clip_norm}")
         if self.deterministic and (used := [k for k in KERAS_CV if getattr(self, k)]):
@@ -171,6 +165,26 @@ class Recipe:
     def to_json(self):
         """The recipe as indented JSON, with a format number."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+
+def check_ranges(recipe, ranges):
+    """Makes sure that fields lie in a half-open range.
+
+    Args:
+        recipe: a dataclass.
+        ranges: tuples of field names, lowest value, and the value that all must be under
+            (1 + 1e-9 includes 1).
+
+    Raises:
+        ValueError: naming the first field that does not.
+    """
+    for names, low, high in ranges:
+        for name in names:
+            if not low <= getattr(recipe, name) < high:
+                until = "1]" if high == 1 + 1e-9 else f"{high})"
+                raise ValueError(
+                    f"`{name}` must be in [{low}, {until}. Received: {getattr(recipe, name)}"
+                )
 
 
 IMAGENET = Recipe(
@@ -267,22 +281,23 @@ RECIPES = {
 }
 
 
-def get_recipe(name, overrides=()):
+def get_recipe(name, overrides=(), recipes=RECIPES):
     """A recipe by name, with `key=value` strings applied.
 
     Args:
-        name: a key of `RECIPES`.
+        name: a key of `recipes`.
         overrides: strings `"key=value"`; the value is JSON, or else a plain string.
             `model_overrides.depths=[2,2,2]` sets one entry of a dict.
+        recipes: dict of name to a frozen dataclass.
 
     Raises:
         ValueError: for an unknown recipe or key (names the closest), or a value of a wrong kind.
     """
-    if name not in RECIPES:
+    if name not in recipes:
         raise ValueError(
-            f"Unknown recipe {name!r}.{closest(name, RECIPES)} Recipes: {', '.join(RECIPES)}"
+            f"Unknown recipe {name!r}.{closest(name, recipes)} Recipes: {', '.join(recipes)}"
         )
-    recipe = RECIPES[name]
+    recipe = recipes[name]
     for item in overrides:
         recipe = _apply(recipe, item)
     return recipe

@@ -372,10 +372,15 @@ def configure(recipe):
 
 def weights_sha256(model):
     """SHA-256 over path, dtype, shape and bytes of all weights, in the order of their paths."""
+    return variables_sha256({variable.path: variable for variable in model.weights})
+
+
+def variables_sha256(variables):
+    """The same of a dict of names to variables."""
     digest = hashlib.sha256()
-    for variable in sorted(model.weights, key=lambda v: v.path):
+    for name, variable in sorted(variables.items()):
         values = np.ascontiguousarray(variable.numpy())
-        digest.update(f"{variable.path} {values.dtype} {values.shape}".encode())
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
 

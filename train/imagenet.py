@@ -66,8 +66,12 @@ def explain(error):
             f"Another worker is gone ({aborted.rpartition('by: ')[2]}). Start all workers again "
             "with the same command: the run goes on from its newest checkpoint."
         )
-    asserted = next((line for line in lines if "assertion failed" in line), lines[0])
-    return f"{type(error).__name__}: {asserted}"
+    asserted = next((line for line in lines if "assertion failed" in line), None)
+    if asserted is None and lines[0].startswith("Graph execution error"):
+        # Where it was detected is listed first; the cause stands before the node's name.
+        nodes = (k for k, line in enumerate(lines) if line.startswith("[[{{node"))
+        asserted = lines[max(next(nodes, len(lines)) - 1, 0)]
+    return f"{type(error).__name__}: {asserted or lines[0]}"
 
 
 def main(argv=None):

@@ -27,7 +27,7 @@ def test_the_recipe_is_saved_with_every_key():
         ("digits_resnet20", ["epoch=3"], r"Unknown key 'epoch'.*Did you mean 'epochs'"),
         ("digits_resnet20", ["epochs"], r"key=value.*'epochs'"),
         ("digits_resnet20", ["epochs=many"], r"epochs.*type int.*'many'"),
-        ("digits_resnet20", ["epochs=0"], r"epochs.*positive.*0"),
+        ("digits_resnet20", ["epochs=0"], r"epochs.*\[1, inf\).*0"),
         ("digits_resnet20", ["epochs.foo=3"], r"epochs.*no entries"),
         ("digits_resnet20", ["input_shape=64"], r"input_shape.*type list.*64"),
         ("digits_resnet20", ["edge_scale=foo"], r"edge_scale.*type float.*'foo'"),

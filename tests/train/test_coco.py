@@ -1,0 +1,413 @@
+"""Detection recipes, evaluation, and whole runs of tiny detectors on scenes of digits."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
+
+from benchmarks import c_api
+from train import coco, coco_data, coco_report, coco_runner, coco_task, runner
+from train.coco_configs import RECIPES
+from train.configs import get_recipe
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = (
+    'model_overrides={"depths":[1,2,1,1],"widths":[8,8,16,16]}',
+    "fpn_filters=16",
+    "fc_dims=32",
+    "num_proposals=16",
+    "num_sampled_rois=16",
+    "batch_size=16",
+    "epochs=2",
+    "evaluation_epochs=1",
+    "warmup_steps=0",
+    "train_images=48",
+    "validation_images=20",
+    "steps_per_loop=1",
+)
+# Untrained RetinaNets are sure of nothing: boxes of any score.
+ANY_SCORE = 'garden={"task":{"model":{"detection_generator":{"pre_nms_score_threshold":0.001}}}}'
+DETECTORS = ("coco_tiny_fasterrcnn", "coco_tiny_maskrcnn", "coco_tiny_retinanet")
+
+
+def tiny(name="coco_tiny_fasterrcnn", *more):
+    return get_recipe(name, [*TINY, *more], RECIPES)
+
+
+def command(workdir, *arguments, name="coco_tiny_fasterrcnn"):
+    items = [part for item in TINY for part in ("--set", item)]
+    line = ["-m", "train.coco", "--config", name, "--workdir", str(workdir), *items, *arguments]
+    return [sys.executable, *line]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    coco_data.make_digit_scenes(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(scenes, tmp_path_factory):
+    return coco_runner.load_data(tiny(), tmp_path_factory.mktemp("work"), scenes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_an_experiment_of_model_garden(name):
+    recipe = RECIPES[name]
+    records = coco_task.Records("train*", 1000)
+    params = coco_task.experiment(recipe, records, records, num_classes=81)
+    model = params.task.model
+    assert model.num_classes == 81
+    assert model.input_size == [*recipe.image_size, 3]
+    assert model.backbone.get().name == recipe.model
+    assert params.task.train_data.global_batch_size == recipe.batch_size
+    steps = recipe.epochs * (1000 // recipe.batch_size)
+    assert params.trainer.train_steps == steps
+    assert ("mask_head" in model.as_dict() and bool(model.mask_head)) == ("mask" in name)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("image_size=[100,128]", "multiples of 2^max_level = 64"),
+        ("detector=yolo", "fasterrcnn"),
+        ("scale_range=[2,1]", "least, greatest"),
+        ("decay_epochs=[8,3]", "rising"),
+        ("batch_size=0", "batch_size"),
+        ("dtype=int8", "dtype"),
+        ("max_level=1", "max_level"),
+        ("learning_rat=1", "learning_rate"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(item, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
+    assert message in str(error.value)
+
+
+def test_other_settings_of_model_garden_can_be_set():
+    records = coco_task.Records("train*", 64)
+    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7}}}')
+    assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7
+    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_los":7}}}')
+    with pytest.raises(ValueError, match="box_los"):
+        coco_task.experiment(recipe, records, records, 11)
+
+
+def truth(boxes, images=(1, 2)):
+    return {
+        "images": [{"id": i, "width": 100, "height": 100} for i in images],
+        "categories": [{"id": 4, "name": "a"}],
+        "annotations": [
+            {
+                "id": k,
+                "image_id": image,
+                "category_id": 4,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for k, (image, box) in enumerate(boxes, 1)
+        ],
+    }
+
+
+def test_an_image_for_which_nothing_is_found_counts():
+    boxes = [(1, [10, 10, 40, 40]), (2, [20, 20, 50, 50])]
+    found = [{"image_id": 1, "category_id": 4, "bbox": [10, 10, 40, 40], "score": 0.9}]
+    both = [*found, {**found[0], "image_id": 2, "bbox": [20, 20, 50, 50]}]
+    assert coco_task.coco_figures(truth(boxes), both)["AP50"] == pytest.approx(1.0)
+    assert coco_task.coco_figures(truth(boxes), found)["AP50"] == pytest.approx(0.5, abs=0.01)
+    assert coco_task.coco_figures(truth(boxes), [])["AP50"] == 0.0
+
+
+def test_predictions_become_cocos_results():
+    """Labels become category ids, boxes pixels of the image as it was; padding is left out.
+
+    Replicas may be given an image again, to fill their last batch: it counts once.
+    """
+    split = coco_data.CocoSplit(None, [], truth([], images=(7,)), [], (None, 4), ("?", "a"), [])
+    evaluator = coco_task.Evaluator(split)
+    predictions = {
+        "source_id": tf.constant([7]),
+        "num_detections": tf.constant([3]),
+        "detection_boxes": tf.constant([[[10.0, 20, 30, 60], [0, 0, 9, 9], [0, 0, 0, 0]]]),
+        "detection_scores": tf.constant([[0.9, 0.5, 0.0]]),
+        "detection_classes": tf.constant([[2, 1, 0]]),
+        "image_info": tf.constant([[[50.0, 80], [100, 160], [2, 2], [0, 0]]]),
+    }
+    evaluator.update_state({}, {name: (value, value) for name, value in predictions.items()})
+    evaluator.update_state({}, predictions)
+    evaluator.evaluate()
+    assert evaluator.detections == [
+        {
+            "image_id": 7,
+            "category_id": 4,
+            "bbox": [10, 5, 20, 10],
+            "score": pytest.approx(0.9),
+        }
+    ]
+
+
+def test_routers_learn_at_their_own_rate(data):
+    rates = {}
+    for multiplier in (1.0, 0.1):
+        run = make_run(data, f"router_lr_multiplier={multiplier}", "clip_norm=1.0")
+        weights = run.model.trainable_weights
+        before = [w.numpy() for w in weights]
+        run.trainer.optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
+        moved = [np.abs(w.numpy() - b).max() for w, b in zip(weights, before, strict=True)]
+        routers = {id(v) for p, v in run.backbone.variables_by_path.items() if "/router_" in p}
+        is_router = [id(w) in routers for w in weights]
+        assert any(is_router)
+        rates[multiplier] = [
+            np.mean([m for m, r in zip(moved, is_router, strict=True) if r == wanted])
+            for wanted in (True, False)
+        ]
+    np.testing.assert_allclose(rates[0.1][0] / rates[1.0][0], 0.1, rtol=1e-4)
+    np.testing.assert_allclose(rates[0.1][1], rates[1.0][1], rtol=1e-4)
+
+
+def make_run(data, *more, init_backbone=None):
+    recipe = tiny("coco_tiny_retinanet", *more)
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    return coco_runner.Run(recipe, data, strategy, init_backbone)
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def finished(request, scenes, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    recipe = tiny(request.param, ANY_SCORE)
+    return recipe, workdir, coco_runner.train(recipe, workdir, data_dir=scenes, visualize=1)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_behind(finished):
+    recipe, workdir, results = finished
+    assert results == json.loads((workdir / "results.json").read_text())
+    assert results["steps"] == 6
+    assert {"AP", "AP50", "parameters", "backbone_macs", "weights_sha256"} <= set(results)
+    assert ("mask_AP" in results) == (recipe.detector == "maskrcnn")
+    for name in ("history.png", "visualizations/0.png", "export/1/saved_model.pb"):
+        assert (workdir / name).stat().st_size > 0
+    assert (workdir / "checkpoints" / "ckpt-6.index").exists()
+    assert tf_keras.mixed_precision.global_policy().name == "float32"
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, scenes):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    _, workdir, results = finished
+    annotations = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    annotations["images"] = annotations["images"][:20]
+    (workdir / "truth.json").write_text(json.dumps(annotations))
+    real = COCO(str(workdir / "truth.json"))
+    answers = json.loads((workdir / "detections.json").read_text())
+    if not answers:
+        assert results["AP"] == results["AR100"] == 0.0
+        return
+    run = COCOeval(real, real.loadRes(str(workdir / "detections.json")), "bbox")
+    run.params.imgIds = [image["id"] for image in annotations["images"]]
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    np.testing.assert_allclose(
+        [results[name] for name in coco_task.BOX_FIGURES], run.stats, atol=1e-12
+    )
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_reported_again_and_another_recipe_refused(finished, scenes):
+    recipe, workdir, results = finished
+    before = (workdir / "results.json").stat().st_mtime_ns
+    assert coco_runner.train(recipe, workdir, data_dir=scenes) == results
+    assert (workdir / "results.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"epochs: 2 there, 3 here"):
+        coco_runner.train(
+            tiny(f"coco_tiny_{recipe.detector}", ANY_SCORE, "epochs=3"), workdir, data_dir=scenes
+        )
+
+
+@pytest.fixture(scope="module")
+def restored(finished, scenes):
+    """The finished run's newest checkpoint in a model of its own."""
+    recipe, workdir, _ = finished
+    data = coco_runner.load_data(recipe, workdir, scenes)
+    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    run.restore(workdir)
+    return run
+
+
+def assert_export_finds_the_same(run, directory, files):
+    """Through the C API, in a process without TensorFlow's Python and Keras."""
+    images = [coco_data.read_image(file) for file in files]
+    requests = [("serving_default", {"inputs": image[None]}) for image in images]
+    requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
+    answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
+    expected = coco_runner.predict(run, images)
+    assert sum(len(found["boxes"]) for found in expected) > len(files)
+    for answer, found in zip(answers, [*expected, *expected], strict=True):
+        count = int(answer["num_detections"][0])
+        assert count == len(found["boxes"])
+        for key, name in (("boxes", "boxes"), ("scores", "scores"), ("labels", "classes")):
+            np.testing.assert_allclose(
+                answer[f"detection_{name}"][0, :count], found[key], rtol=1e-4, atol=1e-3
+            )
+
+
+@pytest.mark.slow
+def test_the_export_finds_what_the_checkpoint_finds(finished, restored, scenes, tmp_path):
+    """Images of several sizes, one by one; JPEG is decoded alike, PNG too."""
+    from PIL import Image
+
+    files = []
+    for k, size in enumerate(((128, 128), (200, 90), (64, 300))):
+        picture = Image.open(scenes / "val" / f"000{k}.png").convert("RGB").resize(size)
+        files.append(tmp_path / f"{k}.png")
+        picture.save(files[-1])
+    assert_export_finds_the_same(restored, finished[1] / "export" / "1", files)
+
+
+@pytest.mark.slow
+def test_the_export_finds_what_the_checkpoint_finds_on_coco(finished, restored, coco128):
+    files = sorted((coco128 / "train2017").glob("*.jpg"))[:10]
+    assert len(files) == 10
+    assert_export_finds_the_same(restored, finished[1] / "export" / "1", files)
+
+
+@pytest.mark.slow
+def test_a_new_process_goes_on_with_the_same_state(scenes, tmp_path):
+    """Four steps, a checkpoint, and all of it restored elsewhere; the next loss agrees."""
+    script = pathlib.Path(__file__).with_name("one_detector.py")
+    states = []
+    for k, steps in enumerate((4, 0)):
+        output = tmp_path / f"{k}.npz"
+        arguments = [scenes, tmp_path / "run", str(steps), output]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        subprocess.run([sys.executable, script, *arguments], check=True, env=environment)
+        with np.load(output) as values:
+            states.append(dict(values))
+    loss, again = (state.pop("next_loss") for state in states)
+    assert any("momentum" in name for name in states[0])
+    assert any("moving_variance" in name for name in states[0])
+    assert set(states[0]) == set(states[1])
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(states[1][name], value, err_msg=name)
+    np.testing.assert_allclose(again, loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_classifiers_run_starts_the_backbone(data, tmp_path):
+    items = [
+        'model_overrides={"depths":[1,2,1,1],"widths":[8,8,16,16]}',
+        "model=resnet18",
+        "epochs=1",
+        "input_shape=[32,32,3]",
+    ]
+    classifier = get_recipe("digits_resnet20", items)
+    runner.train(classifier, tmp_path / "classifier")
+    import keras
+
+    model = keras.saving.load_model(tmp_path / "classifier" / "model.keras")
+    for source in ("", "model.keras", "best.weights.h5", "checkpoints/ckpt-22"):
+        run = make_run(data, init_backbone=tmp_path / "classifier" / source)
+        run.restore(tmp_path / "new")
+        images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+        expected = keras.Model(model.input, model.pyramid_outputs)(images, training=False)
+        for level, x in run.backbone(images, training=False).items():
+            np.testing.assert_array_equal(x, expected[f"P{level}"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on(tmp_path, scenes):
+    arguments = ["--data-dir", str(scenes), "--set", "epochs=8", "--set", "evaluation_epochs=8"]
+    line = command(tmp_path / "run", *arguments, name="coco_tiny_retinanet")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == 143
+    stopped = max(logged_steps(tmp_path / "run"))
+    assert 3 <= stopped < 24
+    subprocess.run(line, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    steps = logged_steps(tmp_path / "run")
+    assert steps[-1] == 24
+    assert steps[steps.index(stopped) :].count(stopped) <= 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 24
+
+
+REPLICAS = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from train import coco
+coco.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
+def test_replicas_and_workers_evaluate_each_image_once(strategy, scenes, tmp_path):
+    """20 images in batches of 16: the last batch is too small for all replicas."""
+    name, workdir = "coco_tiny_fasterrcnn", tmp_path / "run"
+    options = ["--data-dir", str(scenes), "--strategy", strategy]
+    line = command(workdir, *options, "--set", "synchronized_norm=true", name=name)
+    if strategy == "mirrored":
+        finish([start(["-c", REPLICAS, *line[3:]])])
+    else:
+        finish(start_workers(line[1:]))
+    last = json.loads((workdir / "history.json").read_text())[-1]
+    recipe = tiny(name, "synchronized_norm=true")
+    data = coco_runner.load_data(recipe, workdir, scenes)
+    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    run.restore(workdir)
+    run.open(workdir)
+    figures = run.controller.evaluate()
+    assert last["AR100"] > 0
+    for key in coco_task.BOX_FIGURES:
+        np.testing.assert_allclose(last[key], figures[key], rtol=1e-3, atol=1e-5, err_msg=key)
+    assert json.loads((workdir / "results.json").read_text())["AP"] == last["AP"]
+
+
+def test_bad_data_leaves_no_workdir(tmp_path, scenes, capsys):
+    with pytest.raises(SystemExit, match="instances_<split>"):
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run"),
+                   "--data-dir", str(tmp_path)])  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_history_is_drawn(tmp_path):
+    rows = [{"epoch": k, "AP": 0.1 * k, "AP50": 0.2 * k, "train_training_loss": 1 / k}
+            for k in (1, 2)]  # fmt: skip
+    coco_report.plot_history(rows, tmp_path / "h.png")
+    assert (tmp_path / "h.png").stat().st_size > 1000
+
+
+def test_an_error_in_a_graph_is_explained_by_its_cause():
+    import keras
+
+    from train.imagenet import explain
+
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    failing = tf.function(
+        lambda x: tf.reduce_sum(dense(x)) + tf.reduce_sum(tf.reshape(x, (-1, 5))),
+        input_signature=[tf.TensorSpec((None, 3))],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        failing(tf.ones((2, 3)))
+    sentence = explain(error.value)
+    assert "6" in sentence and "5" in sentence and "\n" not in sentence
+    assert "Graph execution error" not in sentence
