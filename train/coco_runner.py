@@ -459,19 +459,23 @@ def predict(run, images):
     any_size = tf.TensorSpec((None, None, None, 3), tf.uint8)
     detect = module.inference_from_image_tensors.get_concrete_function(any_size)
     prepare = tf.function(module.preprocess, input_signature=[any_size])
-    found = []
+    if not images:
+        return []
+    found, prepared = [], []
     for image in images:
         answers = detect(tf.constant(image[None]))
         count = int(answers["num_detections"][0])
-        adjacency = run.backbone.adjacency(prepare(tf.constant(image[None]))[0])
+        prepared.append(prepare(tf.constant(image[None]))[0])
         found.append(
             {
                 "boxes": answers["detection_boxes"][0, :count].numpy(),
                 "scores": answers["detection_scores"][0, :count].numpy(),
                 "labels": answers["detection_classes"][0, :count].numpy(),
-                "adjacency": {name: matrix[0] for name, matrix in adjacency.items()},
             }
         )
+    adjacency = run.backbone.adjacency(tf.concat(prepared, axis=0))
+    for k, answer in enumerate(found):
+        answer["adjacency"] = {name: matrix[k] for name, matrix in adjacency.items()}
     return found
 
 

@@ -361,15 +361,17 @@ coco.main(sys.argv[1:])
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
 def test_replicas_and_workers_evaluate_each_image_once(strategy, scenes, tmp_path):
     """20 images in batches of 16: the last batch is too small for all replicas."""
-    name, workdir = "coco_tiny_fasterrcnn", tmp_path / "run"
+    name, workdir = "coco_tiny_retinanet", tmp_path / "run"
     options = ["--data-dir", str(scenes), "--strategy", strategy]
-    line = command(workdir, *options, "--set", "synchronized_norm=true", name=name)
+    settings = ("synchronized_norm=true", ANY_SCORE)
+    options += [part for item in settings for part in ("--set", item)]
+    line = command(workdir, *options, name=name)
     if strategy == "mirrored":
         finish([start(["-c", REPLICAS, *line[3:]])])
     else:
         finish(start_workers(line[1:]))
     last = json.loads((workdir / "history.json").read_text())[-1]
-    recipe = tiny(name, "synchronized_norm=true")
+    recipe = tiny(name, *settings)
     data = coco_runner.load_data(recipe, workdir, scenes)
     run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
     run.restore(workdir)
