@@ -118,10 +118,10 @@ def main(argv=None):
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        from train import coco_data
+        from train import coco_scenes
 
         scenes = pathlib.Path(folder) / "scenes"
-        coco_data.make_digit_scenes(scenes, train=8, validation=2)
+        coco_scenes.make_digit_scenes(scenes, train=8, validation=2)
         for config in args.config or ("coco_tiny_fasterrcnn", "coco_tiny_retinanet"):
             for row in measure(config, overrides, args.repeats, scenes):
                 rows.append(row)

@@ -317,7 +317,7 @@ def plot_detections(
         beside = figure.add_subplot(grid[row, 1])
         _draw_graph(beside, np.asarray(matrix, "float64")[None])
         beside.set_ylabel(name, fontsize=8)
-    figure.suptitle(title or "", fontsize=10)
+    figure.suptitle(_plain(str(title or "")), fontsize=10)
     return figure
 
 

@@ -28,9 +28,9 @@ def test_importing_the_package_adds_no_optional_dependency():
 # Each module may import those before it (docs/training.md describes what the parts do).
 TRAIN_ORDER = (
     *("configs", "datasets", "augmentation", "input_pipeline", "strategies", "optimizers"),
-    *("checkpoints", "task", "engine", "report", "runner", "imagenet", "preview"),
-    *(f"coco_{part}" for part in ("configs", "data", "task", "report", "runner")),
-    "coco",
+    *("checkpoints", "task", "engine", "report", "runner", "command_line", "imagenet", "preview"),
+    *("coco_configs", "coco_data", "coco_scenes", "coco_task", "coco_export", "coco_report"),
+    *("coco_runner", "coco"),
 )
 
 

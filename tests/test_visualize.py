@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 
@@ -142,7 +144,9 @@ def test_detections_are_drawn_where_they_are_with_the_path_beside():
         scores=[0.9, 0.8, 0.1],
         names=["cat", "dog", "cat"],
         adjacency={"stage1": matrix},
+        title="a$b_$.png",  # text, not mathematics
     )
+    figure.savefig(io.BytesIO())
     picture, graph = figure.axes
     boxes = [(*box.get_xy(), box.get_width(), box.get_height()) for box in picture.patches]
     assert boxes == [(10, 5, 20, 20), (0, 0, 60, 40)]

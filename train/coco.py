@@ -5,7 +5,6 @@ python -m train.coco --config coco_fasterrcnn_dgresnet50_1x --data-dir COCO --wo
     --init-backbone runs/imagenet
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -15,30 +14,25 @@ if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from train.coco_configs import RECIPES
+from train.command_line import add_run_flags, ending_clearly, make_parser
 from train.configs import get_recipe
-from train.imagenet import STOPPED, explain
+
+NAME = "train.coco"
 
 
 def parse_args(argv=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.coco",
+    parser = make_parser(
+        NAME,
+        RECIPES,
         description="Trains an object detector with a dynamic backbone. The same command again "
         "resumes a run that was stopped.",
-        epilog="Example: python -m train.coco --config coco_tiny_retinanet --workdir runs/boxes",
+        example="--config coco_tiny_retinanet --workdir runs/boxes",
     )
-    parser.add_argument("--config", required=True, help=f"recipe: {', '.join(RECIPES)}")
-    parser.add_argument("--workdir", required=True, help="folder that the run writes into")
-    parser.add_argument(
-        "--data-dir",
-        help="folder in COCO's layout: annotations/instances_<split>.json and the images in "
+    add_run_flags(
+        parser,
+        data="folder in COCO's layout: annotations/instances_<split>.json and the images in "
         "<split>/; without it, scenes pasted from scikit-learn's digits",
-    )
-    parser.add_argument(
-        "--strategy",
-        default="one_device",
-        help="one_device (default), mirrored (all GPUs of this host), multi_worker (the hosts of "
-        "TF_CONFIG) or tpu",
     )
     parser.add_argument(
         "--init-backbone",
@@ -54,14 +48,6 @@ def parse_args(argv=None):
         help="draws the first N validation images with boxes and connectivity (also of a "
         "finished run)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="changes one key of the recipe, such as --set wiring=chain; may be repeated",
-    )
     return parser.parse_args(argv)
 
 
@@ -71,13 +57,12 @@ def main(argv=None):
     try:
         recipe = get_recipe(args.config, args.overrides, RECIPES)
     except ValueError as error:
-        sys.exit(f"train.coco: {error}")
-    import tensorflow as tf
-
-    from train import coco_runner
-    from train.engine import RunStopped
-
-    try:
+        sys.exit(f"{NAME}: {error}")
+    with ending_clearly(NAME, args.workdir):
+        try:
+            from train import coco_runner
+        except ModuleNotFoundError as error:
+            sys.exit(f"{NAME}: {error}. Install it with: pip install -e '.[train,detection]'")
         coco_runner.train(
             recipe,
             args.workdir,
@@ -86,13 +71,6 @@ def main(argv=None):
             init_backbone=args.init_backbone,
             visualize=args.visualize,
         )
-    except RunStopped:
-        print(f"Stopped and saved in {args.workdir}: the same command goes on.", file=sys.stderr)
-        sys.exit(STOPPED)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"train.coco: {error}")
-    except tf.errors.OpError as error:
-        sys.exit(f"train.coco: {explain(error)}")
 
 
 if __name__ == "__main__":

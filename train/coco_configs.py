@@ -63,8 +63,8 @@ class DetectionRecipe:
         steps_per_loop: steps between two updates of the progress bar and TensorBoard.
         checkpoints_kept: how many of the newest checkpoints (one an epoch that is evaluated) are
             kept.
-        garden: any other setting of Model Garden's experiment, as nested dicts, such as
-            `{"task": {"losses": {"box_loss_weight": 20}}}`.
+        garden: any other setting of the task in Model Garden's experiment, as nested dicts, such
+            as `{"task": {"losses": {"box_loss_weight": 20}}}`.
     """
 
     detector: str
@@ -122,10 +122,12 @@ class DetectionRecipe:
             (
                 (("epochs", "batch_size", "steps_per_loop", "checkpoints_kept"), 1, math.inf),
                 (("fpn_filters", "fc_dims", "num_proposals", "num_sampled_rois"), 1, math.inf),
-                (("max_detections", "evaluation_epochs", "min_level"), 1, math.inf),
+                (("max_detections", "evaluation_epochs"), 1, math.inf),
+                (("min_level",), 2, 6),  # the backbones' levels
                 (("train_images", "validation_images", "head_convs"), 0, math.inf),
                 (("warmup_steps", "learning_rate", "router_lr_multiplier"), 0, math.inf),
-                (("weight_decay", "anchor_size"), 0, math.inf),
+                (("weight_decay",), 0, math.inf),
+                (("anchor_size",), 0.1, math.inf),
                 (("seed",), 0, 2**32),
                 (("momentum", "norm_momentum"), 0, 1),
                 (("max_level",), self.min_level, math.inf),
@@ -138,13 +140,17 @@ class DetectionRecipe:
                 f"`image_size` must be (height, width), multiples of 2^max_level = {stride}. "
                 f"Received: {self.image_size}"
             )
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+        numbers = all(isinstance(s, int | float) for s in self.scale_range)
+        numbers = numbers and len(self.scale_range) == 2
+        if not numbers or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise ValueError(
-                f"`scale_range` must be (least, greatest), positive. Received: {self.scale_range}"
+                "`scale_range` must be (least, greatest), positive and finite. "
+                f"Received: {self.scale_range}"
             )
-        if list(self.decay_epochs) != sorted({e for e in self.decay_epochs if e > 0}):
+        integers = all(type(e) is int and e > 0 for e in self.decay_epochs)
+        if not integers or list(self.decay_epochs) != sorted(set(self.decay_epochs)):
             raise ValueError(
-                f"`decay_epochs` must be positive and rising. Received: {self.decay_epochs}"
+                f"`decay_epochs` must be positive integers, rising. Received: {self.decay_epochs}"
             )
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ValueError(f"`clip_norm` must be positive and finite. Received: {self.clip_norm}")

@@ -1,4 +1,4 @@
-"""COCO-format detection data: annotations checked, TFRecords made once, digits as the default.
+"""COCO-format detection data: annotations checked, TFRecords made once.
 
 TFRecords are written by Model Garden's converter; what it would trip over, or drop in silence, is
 checked before. Imports nothing from `train`.
@@ -18,6 +18,7 @@ from PIL import Image
 from dgnet_keras.export import atomic_directory
 
 FORMAT = 1  # of the TFRecords; a higher one makes them anew
+FLOAT_MAX = float(np.finfo("float32").max)
 NAMED = 5  # at most so many culprits are named in a message
 
 
@@ -45,6 +46,12 @@ class CocoSplit:
     class_names: tuple
     findings: list
 
+    @property
+    def sha256(self):
+        """Of what is learned and evaluated, but for the pixels."""
+        content = [self.images, self.annotations, self.ground_truth]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 def find_splits(data_dir):
     """Annotation files in COCO's layout: `annotations/instances_<split>.json`.
@@ -53,10 +60,11 @@ def find_splits(data_dir):
         data_dir: folder with `annotations/` and, for each split, a folder of images.
 
     Returns:
-        Dict of split name to (annotation file, image folder), in order of names.
+        Dict of split name to (annotation file, image folder), in order of names. That a split's
+        images are there is checked when it is loaded.
 
     Raises:
-        FileNotFoundError: if there are no such files, or a split has no image folder.
+        FileNotFoundError: if there are no such files.
     """
     data_dir = pathlib.Path(data_dir)
     files = sorted((data_dir / "annotations").glob("instances_*.json"))
@@ -65,13 +73,8 @@ def find_splits(data_dir):
             f"{data_dir} must hold annotations/instances_<split>.json and the images in <split>/, "
             "as COCO does. Received: no such file"
         )
-    splits = {}
-    for file in files:
-        name = file.stem.removeprefix("instances_")
-        if not (data_dir / name).is_dir():
-            raise FileNotFoundError(f"{file.name} needs the images in {data_dir / name}")
-        splits[name] = (file, data_dir / name)
-    return splits
+    names = [file.stem.removeprefix("instances_") for file in files]
+    return {name: (file, data_dir / name) for name, file in zip(names, files, strict=True)}
 
 
 def choose_split(splits, wanted, prefixes):
@@ -108,11 +111,13 @@ def load_split(file, images_dir, *, limit=0, masks=False):
         A `CocoSplit`.
 
     Raises:
-        FileNotFoundError: if the file or an image that it lists is missing; names them.
+        FileNotFoundError: if the folder or an image that the file lists is missing; names them.
         ValueError: if the file is not JSON in COCO's format, lists no images, categories or
-            boxes, lists an id twice, or has a box that is not four finite numbers.
+            boxes, lists an id twice, or has a box, area, crowd flag or mask that is none.
     """
     file, images_dir = pathlib.Path(file), pathlib.Path(images_dir)
+    if not images_dir.is_dir():
+        raise FileNotFoundError(f"{file.name} needs the images in {images_dir}")
     content = _read(file)
     images = sorted(content["images"], key=lambda image: image["id"])[: limit or None]
     _check_files(file, images, images_dir)
@@ -136,22 +141,25 @@ def load_split(file, images_dir, *, limit=0, masks=False):
             problems.setdefault("of a category that is not listed: left out", []).append(name)
             continue
         box = _box(annotation, name, file)
+        _check_numbers(annotation, name, file)
         # COCO's evaluation reads 0 as "no match".
         whole = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": len(truth) + 1}
         truth.append(whole)
         width, height = sizes[image_id]
+        mask = {}
+        if masks:  # those of boxes that are left out too: they are evaluated
+            mask["segmentation"] = _mask(whole, width, height, f"annotation {name} of {file}")
         clipped = clip_box(box, width, height)
         if clipped is None:
             problems.setdefault("with a box of no area in its image: left out", []).append(name)
             continue
         if clipped != box:
             problems.setdefault("with a box beyond its image: clipped", []).append(name)
-        if masks:
-            _check_segmentation(annotation, name, file)
-        training.append({**whole, "bbox": list(clipped), "category_id": labels[category_id]})
+        label = labels[category_id]
+        training.append({**whole, **mask, "bbox": list(clipped), "category_id": label})
     if not training:
         raise ValueError(f"{file} has no box inside a listed image. Nothing can be learned from it")
-    by_id = {category["id"]: category.get("name", str(category["id"])) for category in categories}
+    by_id = {category["id"]: str(category.get("name") or category["id"]) for category in categories}
     ids = {label: category_id for category_id, label in labels.items()}
     category_ids = tuple(ids.get(label) for label in range(1, max(ids) + 1))
     empty = len(sizes) - len({annotation["image_id"] for annotation in training})
@@ -233,10 +241,20 @@ def image_size(path):
 
 
 def read_image(path):
-    """An image file as uint8 RGB, (height, width, 3), decoded as in training and in exports."""
+    """An image file as uint8 RGB, (height, width, 3), decoded as in training and in exports.
+
+    Raises:
+        ValueError: if TensorFlow cannot decode it, or it is an animation.
+    """
     import tensorflow as tf
 
-    return tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False).numpy()
+    try:
+        image = tf.io.decode_image(path.read_bytes(), channels=3)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"{path} is not an image: {error.message.splitlines()[0]}") from error
+    if image.shape.rank != 3:
+        raise ValueError(f"{path} must be one image: JPEG, PNG, BMP or WebP. Received: a GIF")
+    return image.numpy()
 
 
 def _with_size(image, images_dir):
@@ -261,27 +279,92 @@ def _id(annotation, key):
     return value if isinstance(value, int) else None
 
 
+def _is_number(value):
+    """Whether a value of a JSON is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < FLOAT_MAX  # false for NaN
+
+
 def _box(annotation, name, file):
     box = annotation.get("bbox")
-    numbers = isinstance(box, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in box
-    )
-    if not numbers or len(box) != 4:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         raise ValueError(
             f"{file}: 'bbox' must be [x, y, width, height] in pixels. "
-            f"Received: {box} (annotation {name})"
+            f"Received: {str(box)[:60]} (annotation {name})"
         )
     return tuple(float(x) for x in box)
 
 
-def _check_segmentation(annotation, name, file):
-    segmentation = annotation.get("segmentation")
-    polygons = isinstance(segmentation, list) and len(segmentation) > 0
-    if not polygons and not (annotation.get("iscrowd") and isinstance(segmentation, dict)):
+def _check_numbers(annotation, name, file):
+    area, crowd = annotation.get("area", 0), annotation.get("iscrowd", 0)
+    if not _is_number(area) or area < 0 or crowd not in (0, 1):
         raise ValueError(
-            f"{file}: a mask must be a list of polygons (of a crowd: run lengths). "
-            f"Received: {str(segmentation)[:60]} (annotation {name})"
+            f"{file}: 'area' must be a number of at least 0 and 'iscrowd' 0 or 1. Received: "
+            f"area={str(area)[:60]!r}, iscrowd={str(crowd)[:60]!r} (annotation {name})"
         )
+
+
+def _mask(annotation, width, height, name):
+    """The segmentation of an annotation as Model Garden's converter takes it.
+
+    COCO's tools also take run lengths for single objects, compressed ones, and polygons for
+    crowds; the converter takes polygons for objects, and for crowds uncompressed run lengths.
+
+    Raises:
+        ValueError: if it is no mask of the image, with the annotation's name.
+    """
+    from pycocotools import mask
+
+    segmentation = annotation.get("segmentation")
+    crowd = bool(annotation["iscrowd"])
+    polygons = isinstance(segmentation, list) and len(segmentation) > 0
+    if polygons and all(_is_polygon(part) for part in segmentation):
+        if not crowd:
+            return segmentation
+        encoded = mask.merge(mask.frPyObjects(segmentation, height, width))
+    elif _is_runs(segmentation, width, height):
+        if crowd and isinstance(segmentation["counts"], list):
+            return segmentation
+        encoded = segmentation
+        if isinstance(segmentation["counts"], list):
+            encoded = mask.frPyObjects(segmentation, height, width)
+    else:
+        raise ValueError(
+            "A mask must be a list of polygons [x1, y1, x2, y2, x3, y3, ...] or run lengths "
+            f'{{"size": [{height}, {width}], "counts": ...}}. '
+            f"Received: {str(segmentation)[:60]} ({name})"
+        )
+    runs = {"size": [height, width], "counts": _run_lengths(mask.decode(encoded))}
+    return runs if crowd else [runs]
+
+
+def _is_polygon(part):
+    return (
+        isinstance(part, list)
+        and len(part) >= 6
+        and len(part) % 2 == 0
+        and all(map(_is_number, part))
+    )
+
+
+def _is_runs(segmentation, width, height):
+    """Whether run lengths, of compressed ones only the size, are those of such an image."""
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
+        return False
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        return True
+    integers = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
+    return integers and sum(counts) == height * width
+
+
+def _run_lengths(ink):
+    """Lengths of the runs of 0 and 1, in turn from 0 on, down the columns of a mask."""
+    pixels = ink.ravel(order="F")
+    changes = np.flatnonzero(np.diff(pixels)) + 1
+    lengths = np.diff(np.concatenate([[0], changes, [len(pixels)]])).tolist()
+    return [0, *lengths] if pixels[0] else lengths
 
 
 def _finding(file, what, names):
@@ -303,20 +386,23 @@ def write_records(split, directory, *, training, masks=False):
         Tuple of the pattern of the files and the number of images in them.
 
     Raises:
-        ValueError: if an image cannot be read, or has another size than the annotations say.
+        ValueError: if an image cannot be decoded, or has another size than the annotations say.
     """
     images = split.images
     if training:
         with_boxes = {annotation["image_id"] for annotation in split.annotations}
         images = [image for image in images if image["id"] in with_boxes]
-    content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve())]
+    # An image that was replaced has another size or time.
+    stats = [(split.images_dir / image["file_name"]).stat() for image in images]
+    files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve()), files]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = pathlib.Path(directory) / digest
-    _make_once(folder, lambda scratch: _convert(split, images, str(scratch / "records"), masks))
+    make_once(folder, lambda scratch: _convert(split, images, str(scratch / "records"), masks))
     return str(folder / "records*"), len(images)
 
 
-def _make_once(folder, fill):
+def make_once(folder, fill):
     """Has `fill(scratch folder)` make a folder, whole or not at all, unless it is there."""
     if folder.exists():
         return
@@ -340,9 +426,10 @@ def _convert(split, images, prefix, masks):
 
     def example(image, *arguments):
         path = split.images_dir / image["file_name"]
-        if image_size(path) != (image["width"], image["height"]):
+        height, width, _ = read_image(path).shape
+        if (width, height) != (image["width"], image["height"]):
             raise ValueError(
-                f"{path} is {image_size(path)} pixels (width, height), its annotations say "
+                f"{path} is {(width, height)} pixels (width, height), its annotations say "
                 f"{(image['width'], image['height'])}"
             )
         record, dropped = create_coco_tf_record.create_tf_example(image, *arguments)
@@ -358,90 +445,3 @@ def _convert(split, images, prefix, masks):
     )
     shards = min(64, math.ceil(len(images) / 16))
     tfrecord_lib.write_tf_record_dataset(prefix, entries, example, shards, multiple_processes=0)
-
-
-def make_digit_scenes(directory, *, train=96, validation=32, size=128, seed=0):
-    """Scenes pasted from scikit-learn's digits, in COCO's layout: data for a fresh machine.
-
-    Each scene is a dark noisy square with 1 to 4 digits, 3 to 5 times enlarged, that do not
-    overlap. Digits of the validation scenes are not used in training scenes.
-
-    Args:
-        directory: folder to make; nothing is done if it is there.
-        train: number of training scenes.
-        validation: number of validation scenes.
-        size: height and width of a scene in pixels.
-        seed: of all that is random.
-    """
-    counts = {"train": train, "val": validation}
-    _make_once(pathlib.Path(directory), lambda scratch: _write_scenes(scratch, counts, size, seed))
-
-
-def _write_scenes(scratch, counts, size, seed):
-    from sklearn.datasets import load_digits
-
-    rng = np.random.default_rng(seed)
-    digits = load_digits()
-    held_out = np.arange(len(digits.target)) % 5 == 0
-    for (name, count), mask in zip(counts.items(), (~held_out, held_out), strict=True):
-        (scratch / name).mkdir(parents=True)
-        images, annotations = [], []
-        chosen = np.flatnonzero(mask)
-        for k in range(count):
-            pixels = rng.integers(0, 40, (size, size)).astype("float32")
-            for x, y, zoom in _places(rng, size):
-                index = rng.choice(chosen)
-                digit = np.kron(digits.images[index], np.ones((zoom, zoom))) * 15
-                patch = pixels[y : y + 8 * zoom, x : x + 8 * zoom]
-                np.maximum(patch, digit, out=patch)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": k,
-                        "category_id": int(digits.target[index]) + 1,
-                        **_outline(digits.images[index] > 4, x, y, zoom),
-                    }
-                )
-            file = f"{k:04d}.png"
-            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(scratch / name / file)
-            images.append({"id": k, "file_name": file, "width": size, "height": size})
-        categories = [{"id": d + 1, "name": str(d)} for d in range(10)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (scratch / "annotations").mkdir(exist_ok=True)
-        (scratch / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
-
-
-def _places(rng, size):
-    """1 to 4 squares (x, y, zoom) of 8 zoom pixels that do not overlap."""
-    places = []
-    for _ in range(rng.integers(1, 5)):
-        zoom = int(rng.integers(3, 6))
-        x, y = (int(v) for v in rng.integers(0, size - 8 * zoom, 2))
-        apart = (
-            abs(x + 4 * zoom - (u + 4 * z)) >= 4 * (zoom + z)
-            or abs(y + 4 * zoom - (v + 4 * z)) >= 4 * (zoom + z)
-            for u, v, z in places
-        )
-        if all(apart):
-            places.append((x, y, zoom))
-    return places
-
-
-def _outline(ink, x, y, zoom):
-    """Box, area and polygons (a rectangle a run of pixels in a row) of a digit's ink."""
-    rows, columns = np.nonzero(ink)
-    left, top = columns.min(), rows.min()
-    polygons = []
-    for row in np.unique(rows):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], ink[row].astype(int), [0]])))
-        for start, end in edges.reshape(-1, 2).tolist():
-            a, b = x + start * zoom, x + end * zoom
-            c, d = y + int(row) * zoom, y + (int(row) + 1) * zoom
-            polygons.append([a, c, b, c, b, d, a, d])
-    size = (int(columns.max() - left + 1) * zoom, int(rows.max() - top + 1) * zoom)
-    return {
-        "bbox": [int(x + left * zoom), int(y + top * zoom), *size],
-        "area": int(ink.sum()) * zoom**2,
-        "iscrowd": 0,
-        "segmentation": polygons,
-    }

@@ -15,17 +15,15 @@ import tensorflow as tf
 import tf_keras
 from official.core import base_trainer
 from official.modeling import performance
-from official.vision.serving import detection as serving
-from official.vision.serving import export_saved_model_lib
 from rich.console import Console
 
-from dgnet_keras import export
-from dgnet_keras.visualize import plot_detections
-from train import coco_data, coco_report, coco_task
-from train.checkpoints import write_atomically
+from train import coco_data, coco_export, coco_report, coco_scenes, coco_task
+from train.checkpoints import steps_in, write_atomically
 from train.engine import RunStopped, orbit_log
 from train.runner import check_workdir, epoch_progress, load_initial_weights, stop_signals
 from train.strategies import agreement, averaging, is_chief, make_strategy, own_folder
+
+PATTERN = ",*?[]{}"
 
 
 def train(
@@ -63,6 +61,8 @@ def train(
     """
     if not str(workdir):
         raise ValueError("--workdir must be the name of a folder. Received: ''")
+    if visualize < 0:
+        raise ValueError(f"--visualize must be a number of images. Received: {visualize}")
     workdir = pathlib.Path(workdir)
     strategy = make_strategy(strategy)
     console = Console(file=sys.stdout, quiet=not is_chief(strategy))
@@ -74,6 +74,8 @@ def train(
             "class_names": list(data.train.class_names),
             "train_images": len(data.train.images),
             "validation_images": len(data.validation.images),
+            "train_sha256": data.train.sha256,
+            "validation_sha256": data.validation.sha256,
         },
     }
     check_workdir(config, workdir)
@@ -87,6 +89,11 @@ def train(
     with _policy(recipe.dtype):
         run = Run(recipe, data, strategy, init_backbone)
         run.restore(workdir)  # before the workdir is claimed
+        if done.exists() and run.step != run.total_steps:
+            raise ValueError(
+                f"{workdir} holds a finished run whose last checkpoint, of step {run.total_steps}, "
+                "is gone: its predictions cannot be drawn"
+            )
         own = own_folder(workdir, strategy)
         own.mkdir(parents=True, exist_ok=True)
         if is_chief(strategy):
@@ -107,14 +114,14 @@ def train(
             return {}
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             run = run.alone(workdir)
-        if visualize:
-            draw_predictions(run, workdir / "visualizations", visualize)
         if done.exists():
             results = json.loads(done.read_text())
         else:
             if not (workdir / "export" / "1").exists():
-                export_detector(run, workdir / "export")
+                coco_export.export_detector(run, workdir / "export")
             results = coco_report.write_results(run, workdir)
+        if visualize:
+            coco_export.draw_predictions(run, workdir / "visualizations", visualize)
     console.print(coco_report.results_table(results, workdir))
     return results
 
@@ -149,11 +156,19 @@ def load_data(recipe, workdir, data_dir=None):
 
     Raises:
         FileNotFoundError: if something is missing.
-        ValueError: if the annotations are broken, or the splits' categories differ.
+        ValueError: if the annotations are broken, the splits' categories differ, or TFRecords
+            cannot be named in such a folder.
     """
+    place = workdir if data_dir is None else pathlib.Path(data_dir)
+    if set(PATTERN) & set(str(place.absolute())):
+        raise ValueError(
+            f"TensorFlow takes {' '.join(PATTERN)} in names of files for patterns: "
+            f"{'--workdir' if data_dir is None else '--data-dir'} must not contain any. "
+            f"Received: {place}"
+        )
     if data_dir is None:
         data_dir = workdir / "data"
-        coco_data.make_digit_scenes(data_dir)
+        coco_scenes.make_digit_scenes(data_dir)
     splits = coco_data.find_splits(data_dir)
     masks = recipe.detector == "maskrcnn"
     loaded = []
@@ -163,10 +178,15 @@ def load_data(recipe, workdir, data_dir=None):
     ):
         name = coco_data.choose_split(splits, wanted, prefixes)
         loaded.append(coco_data.load_split(*splits[name], limit=limit, masks=masks))
-    if loaded[0].category_ids != loaded[1].category_ids:
+    categories = [
+        {i: n for i, n in zip(s.category_ids, s.class_names, strict=True) if i is not None}
+        for s in loaded
+    ]
+    if categories[0] != categories[1]:
+        differ = dict(sorted(categories[0].items() ^ categories[1].items()))
         raise ValueError(
-            "Both splits must list the same categories. Received: ids "
-            f"{loaded[0].category_ids} to learn, {loaded[1].category_ids} to evaluate"
+            "Both splits must list the same categories, under the same ids. They differ in "
+            f"{str(differ)[:200]}"
         )
     directory = pathlib.Path(data_dir) / "tfrecords"
     if not os.access(directory if directory.exists() else directory.parent, os.W_OK):
@@ -258,24 +278,30 @@ class Run:
         """Takes the newest checkpoint of the workdir, or the backbone's initial weights.
 
         Raises:
-            ValueError: if the checkpoint is broken or of another model, or the initial weights do
-                not fit.
+            ValueError: if the checkpoint is broken or of another model, all are gone, or the
+                initial weights do not fit.
             FileNotFoundError: if there are no such weights.
         """
         self._checkpoints = workdir / "checkpoints"
-        newest = tf.train.latest_checkpoint(str(self._checkpoints))
+        steps = steps_in(self._checkpoints)
+        if not steps and (workdir / "history.json").exists():
+            raise ValueError(
+                f"{workdir} holds the history of a run, and no checkpoint in {self._checkpoints}: "
+                "it cannot go on. Choose another --workdir to start again"
+            )
         with self.strategy.scope():
-            if newest is None:
+            if not steps:
                 self.trainer.initialize()
                 return
+            newest = str(self._checkpoints / f"ckpt-{steps[0]}")
             try:
                 status = self.trainer.checkpoint.restore(newest)
                 status.assert_existing_objects_matched()
                 status.expect_partial()  # no warning at exit where there was no training
             except (tf.errors.OpError, AssertionError, ValueError) as error:
                 raise ValueError(
-                    f"The checkpoint {newest} cannot be read: {error}. Remove it (its name in "
-                    f"{self._checkpoints / 'checkpoint'} too) to go on from the one before"
+                    f"The checkpoint {newest} cannot be read: {error}. Remove its files to go on "
+                    "from the one before"
                 ) from error
 
     def alone(self, workdir):
@@ -354,10 +380,10 @@ class Run:
         self._clock = now
         self._loops.append({k: float(v) for k, v in output.items()})
         if not math.isfinite(self._loops[-1]["training_loss"]):
-            newest = tf.train.latest_checkpoint(str(self._checkpoints))
+            good = [self._checkpoints / f"ckpt-{step}" for step in steps_in(self._checkpoints)[:1]]
             raise FloatingPointError(
                 f"The loss is not finite at step {self.step}: training has diverged. Try a lower "
-                f"learning_rate or clip_norm. The last good checkpoint is {newest}"
+                f"learning_rate or clip_norm. The last good checkpoint: {', '.join(map(str, good))}"
             )
         self._on_loop(self.step)
         if self._any_worker(self.stop_requested) and self.step < self.total_steps:
@@ -383,115 +409,3 @@ class Run:
             write_atomically(self._history_file, json.dumps(self.history, indent=2) + "\n")
             write_atomically(self._detections_file, json.dumps(self.evaluator.detections) + "\n")
         return row
-
-
-class _Detector(serving.DetectionModule):
-    """Model Garden's export, with boxes in pixels of the image as it was given."""
-
-    def serve(self, images):
-        """Boxes [ymin, xmin, ymax, xmax] in pixels, scores, labels and number of detections."""
-        answers = dict(super().serve(images))
-        scale = tf.tile(answers.pop("image_info")[:, 2:3, :], [1, 1, 2])
-        answers["detection_boxes"] = tf.cast(answers["detection_boxes"], tf.float32) / scale
-        return answers
-
-
-def _detector(run, model):
-    return _Detector(
-        params=run.params,
-        batch_size=None,
-        input_image_size=list(run.recipe.image_size),
-        model=model,
-    )
-
-
-def export_detector(run, directory, version=1):
-    """Exports a detector as `directory/<version>`, whole or not at all.
-
-    Signatures: `serving_default`, uint8 (batch, height, width, 3) of any size; `predict_jpeg`,
-    string (batch,), JPEG or PNG of equal sizes. Both give `detection_boxes` (batch, count, 4),
-    [ymin, xmin, ymax, xmax] in pixels of the images given, `detection_scores`,
-    `detection_classes` (labels, a line each in `assets/labels.txt` from 1 on) and
-    `num_detections`.
-
-    Args:
-        run: a `Run`.
-        directory: folder of versions.
-        version: positive int.
-
-    Raises:
-        FileExistsError: if there is such a version.
-    """
-    with export.atomic_directory(pathlib.Path(directory) / str(version)) as scratch:
-        weights = tf.train.Checkpoint(model=run.model).write(str(scratch / "weights"))
-        # A model that was never trained: Keras 2 would save its layers as they were called then.
-        module = _detector(run, model=None)
-        labels = scratch / "labels.txt"
-        labels.write_text("".join(f"{name}\n" for name in run.data.train.class_names))
-        module.labels = tf.saved_model.Asset(str(labels))
-        export_saved_model_lib.export_inference_graph(
-            input_type="image_tensor",
-            batch_size=None,
-            input_image_size=list(run.recipe.image_size),
-            params=run.params,
-            checkpoint_path=weights,
-            export_dir=str(scratch),
-            export_module=module,
-            function_keys={"image_tensor": "serving_default", "image_bytes": "predict_jpeg"},
-            save_options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
-        )
-        for file in (labels, *scratch.glob("weights*")):
-            file.unlink()
-
-
-def predict(run, images):
-    """The detector's answers for images as they are, one by one.
-
-    Args:
-        run: a `Run`.
-        images: list of uint8 arrays (height, width, 3).
-
-    Returns:
-        List of dicts: `boxes` (count, 4) [ymin, xmin, ymax, xmax] in pixels, `scores`, `labels`,
-        `adjacency` (dict of stage to (N + 1, N + 1)).
-    """
-    module = _detector(run, run.model)
-    any_size = tf.TensorSpec((None, None, None, 3), tf.uint8)
-    detect = module.inference_from_image_tensors.get_concrete_function(any_size)
-    prepare = tf.function(module.preprocess, input_signature=[any_size])
-    if not images:
-        return []
-    found, prepared = [], []
-    for image in images:
-        answers = detect(tf.constant(image[None]))
-        count = int(answers["num_detections"][0])
-        prepared.append(prepare(tf.constant(image[None]))[0])
-        found.append(
-            {
-                "boxes": answers["detection_boxes"][0, :count].numpy(),
-                "scores": answers["detection_scores"][0, :count].numpy(),
-                "labels": answers["detection_classes"][0, :count].numpy(),
-            }
-        )
-    adjacency = run.backbone.adjacency(tf.concat(prepared, axis=0))
-    for k, answer in enumerate(found):
-        answer["adjacency"] = {name: matrix[k] for name, matrix in adjacency.items()}
-    return found
-
-
-def draw_predictions(run, folder, count):
-    """Draws the first `count` validation images, `folder/<image id>.png` each."""
-    split = run.data.validation
-    entries = split.images[:count]
-    images = [coco_data.read_image(split.images_dir / entry["file_name"]) for entry in entries]
-    for entry, image, found in zip(entries, images, predict(run, images), strict=True):
-        picture = plot_detections(
-            image,
-            found["boxes"],
-            scores=found["scores"],
-            names=[split.class_names[label - 1] for label in found["labels"]],
-            adjacency=found["adjacency"],
-            title=entry["file_name"],
-        )
-        folder.mkdir(exist_ok=True)
-        picture.savefig(folder / f"{entry['id']}.png", dpi=130)

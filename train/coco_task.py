@@ -78,6 +78,13 @@ def experiment(recipe, train, validation, num_classes):
             optimizer_config=_optimizer(recipe, steps),
         ),
     )
+    task = recipe.garden.get("task", {})
+    if set(recipe.garden) - {"task"} or not isinstance(task, dict) or "use_coco_metrics" in task:
+        raise ValueError(
+            "`garden` sets what stands under `task` in Model Garden's experiment, but for "
+            "`use_coco_metrics`; loop and optimizer are set by the recipe's own keys. "
+            f"Received: {recipe.garden}"
+        )
     try:
         config.override(recipe.garden, is_strict=True)
     except (KeyError, TypeError, ValueError) as error:
@@ -374,7 +381,10 @@ def coco_figures(ground_truth, detections, *, masks=False):
             truth = COCO()
             truth.dataset = json.loads(json.dumps(ground_truth))
             truth.createIndex()
-            answers = truth.loadRes(json.loads(json.dumps(detections))) if detections else COCO()
+            found = json.loads(json.dumps(detections))
+            if kind == "segm":  # else pycocotools takes the boxes' areas for those of the masks
+                found = [{k: v for k, v in answer.items() if k != "bbox"} for answer in found]
+            answers = truth.loadRes(found) if found else COCO()
             if not detections:
                 answers.dataset = {**truth.dataset, "annotations": []}
                 answers.createIndex()

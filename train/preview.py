@@ -3,12 +3,12 @@
 python -m train.preview --config cifar10_resnet20 --data-dir DIR --output augmented.png
 """
 
-import argparse
 import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from train.command_line import make_parser
 from train.configs import RECIPES, get_recipe
 
 
@@ -62,22 +62,14 @@ def _title(batch, k, names):
 
 def main(argv=None):
     """Runs the command line; a mistake in it ends with one clear sentence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.preview",
+    parser = make_parser(
+        "train.preview",
+        RECIPES,
         description="Writes a picture of augmented training images.",
-        epilog="Example: python -m train.preview --config digits_resnet20 --output grid.png",
+        example="--config digits_resnet20 --output grid.png",
     )
-    parser.add_argument("--config", required=True, help=f"recipe: {', '.join(RECIPES)}")
     parser.add_argument("--data-dir", help="where the data lies, as for train.imagenet")
     parser.add_argument("--output", required=True, help="picture to write, such as grid.png")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="changes one key of the recipe, such as --set mixup_alpha=0.2; may be repeated",
-    )
     args = parser.parse_args(argv)
     try:
         recipe = get_recipe(args.config, args.overrides)

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,19 @@ import tf_keras
 from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
 
 from benchmarks import c_api
-from train import coco, coco_data, coco_report, coco_runner, coco_task, runner
+from dgnet_keras.export import atomic_directory
+from train import (
+    coco,
+    coco_data,
+    coco_export,
+    coco_report,
+    coco_runner,
+    coco_scenes,
+    coco_task,
+    runner,
+)
 from train.coco_configs import RECIPES
+from train.command_line import ending_clearly, explain
 from train.configs import get_recipe
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,7 +64,7 @@ def command(workdir, *arguments, name="coco_tiny_fasterrcnn"):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    coco_data.make_digit_scenes(folder)
+    coco_scenes.make_digit_scenes(folder)
     return folder
 
 
@@ -83,6 +95,11 @@ def test_every_recipe_is_an_experiment_of_model_garden(name):
         ("detector=yolo", "fasterrcnn"),
         ("scale_range=[2,1]", "least, greatest"),
         ("decay_epochs=[8,3]", "rising"),
+        ('decay_epochs=["a"]', "rising"),
+        ('scale_range=["a","b"]', "least, greatest"),
+        ("scale_range=[0.5,Infinity]", "finite"),
+        ("min_level=6", "min_level"),
+        ("anchor_size=0", "anchor_size"),
         ("batch_size=0", "batch_size"),
         ("dtype=int8", "dtype"),
         ("max_level=1", "max_level"),
@@ -102,6 +119,15 @@ def test_other_settings_of_model_garden_can_be_set():
     recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_los":7}}}')
     with pytest.raises(ValueError, match="box_los"):
         coco_task.experiment(recipe, records, records, 11)
+
+
+@pytest.mark.parametrize(
+    "garden", ['{"trainer":{"train_steps":3}}', '{"task":{"use_coco_metrics":0}}']
+)
+def test_settings_that_would_not_take_effect_are_refused(garden):
+    records = coco_task.Records("train*", 64)
+    with pytest.raises(ValueError, match="sets what stands under `task`"):
+        coco_task.experiment(tiny("coco_tiny_retinanet", f"garden={garden}"), records, records, 11)
 
 
 def truth(boxes, images=(1, 2)):
@@ -129,6 +155,28 @@ def test_an_image_for_which_nothing_is_found_counts():
     assert coco_task.coco_figures(truth(boxes), both)["AP50"] == pytest.approx(1.0)
     assert coco_task.coco_figures(truth(boxes), found)["AP50"] == pytest.approx(0.5, abs=0.01)
     assert coco_task.coco_figures(truth(boxes), [])["AP50"] == 0.0
+
+
+def test_the_size_of_a_mask_is_its_area_not_its_boxs():
+    """A thin diagonal is small, however large its box; a false one of its kind counts as small."""
+    from pycocotools import mask
+
+    def diagonal(shift):
+        ink = np.zeros((200, 200), "uint8", order="F")
+        ink[np.arange(100), np.arange(100) + shift] = 1
+        encoded = mask.encode(ink)
+        return {
+            "bbox": [float(shift), 0, 100, 100],
+            "segmentation": {**encoded, "counts": encoded["counts"].decode()},
+        }
+
+    real = truth([(1, [0, 0, 100, 100])], images=(1,))
+    real["annotations"][0] |= {**diagonal(0), "area": 100.0}
+    answer = {"image_id": 1, "category_id": 4}
+    found = [{**answer, **diagonal(60), "score": 0.9}, {**answer, **diagonal(0), "score": 0.8}]
+    figures = coco_task.coco_figures(real, found, masks=True)
+    assert figures["mask_AP"] == pytest.approx(0.5, abs=0.01)
+    assert figures["mask_APs"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_predictions_become_cocos_results():
@@ -205,11 +253,41 @@ def test_a_run_leaves_everything_behind(finished):
 
 
 @pytest.mark.slow
+def test_a_run_is_not_started_again_where_its_checkpoints_are_gone(
+    finished, scenes, tmp_path_factory
+):
+    recipe, workdir, _ = finished
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(workdir, copy)
+    (copy / "checkpoints" / "checkpoint").unlink()  # TensorFlow's list of them
+    data = coco_runner.load_data(recipe, copy, scenes)
+    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    run.restore(copy)
+    assert run.step == 6
+    for file in (copy / "checkpoints").glob("ckpt-6*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="last checkpoint, of step 6, is gone"):
+        coco_runner.train(recipe, copy, data_dir=scenes, visualize=1)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(ValueError, match="the history of a run, and no checkpoint"):
+        run.restore(copy)
+    assert (copy / "history.json").read_text() == (workdir / "history.json").read_text()
+
+
+@pytest.mark.slow
+def test_other_data_of_the_same_size_are_refused(finished, tmp_path):
+    recipe, workdir, _ = finished
+    coco_scenes.make_digit_scenes(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="train_sha256"):
+        coco_runner.train(recipe, workdir, data_dir=tmp_path / "other")
+
+
+@pytest.mark.slow
 def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, scenes):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    _, workdir, results = finished
+    recipe, workdir, results = finished
     annotations = json.loads((scenes / "annotations" / "instances_val.json").read_text())
     annotations["images"] = annotations["images"][:20]
     (workdir / "truth.json").write_text(json.dumps(annotations))
@@ -218,14 +296,18 @@ def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, sc
     if not answers:
         assert results["AP"] == results["AR100"] == 0.0
         return
-    run = COCOeval(real, real.loadRes(str(workdir / "detections.json")), "bbox")
-    run.params.imgIds = [image["id"] for image in annotations["images"]]
-    run.evaluate()
-    run.accumulate()
-    run.summarize()
-    np.testing.assert_allclose(
-        [results[name] for name in coco_task.BOX_FIGURES], run.stats, atol=1e-12
-    )
+    kinds = [("bbox", "", answers)]
+    if recipe.detector == "maskrcnn":  # of masks pycocotools takes the box's area if there is one
+        masks = [{k: v for k, v in answer.items() if k != "bbox"} for answer in answers]
+        kinds.append(("segm", "mask_", masks))
+    for kind, prefix, found in kinds:
+        run = COCOeval(real, real.loadRes(found), kind)
+        run.params.imgIds = [image["id"] for image in annotations["images"]]
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        expected = [results[prefix + name] for name in coco_task.BOX_FIGURES]
+        np.testing.assert_allclose(expected, run.stats, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -256,7 +338,7 @@ def assert_export_finds_the_same(run, directory, files):
     requests = [("serving_default", {"inputs": image[None]}) for image in images]
     requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
     answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
-    expected = coco_runner.predict(run, images)
+    expected = list(coco_export.predict(run, images))
     assert sum(len(found["boxes"]) for found in expected) > len(files)
     for answer, found in zip(answers, [*expected, *expected], strict=True):
         count = int(answer["num_detections"][0])
@@ -397,6 +479,54 @@ def test_bad_data_leaves_no_workdir(tmp_path, scenes, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_splits_that_name_categories_differently_are_refused(scenes, tmp_path):
+    folder = tmp_path / "scenes"
+    shutil.copytree(scenes, folder, ignore=shutil.ignore_patterns("tfrecords"))
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    names = [category["name"] for category in content["categories"]]
+    for category, name in zip(content["categories"], reversed(names), strict=True):
+        category["name"] = name
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="same categories, under the same ids"):
+        coco_runner.load_data(tiny(), tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("flag", ["--data-dir", "--workdir"])
+def test_folders_that_tensorflow_takes_for_patterns_are_refused(flag, tmp_path):
+    places = {"--workdir": tmp_path / "run", flag: tmp_path / "a,b"}
+    line = ["--config", "coco_tiny_retinanet"]
+    line += [str(part) for pair in places.items() for part in pair]
+    with pytest.raises(SystemExit, match=f"{flag} must not contain any.*a,b"):
+        coco.main(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_pictures_below_none_is_refused(tmp_path):
+    line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"--visualize.*-1"):
+        coco.main([*line, "--visualize", "-1"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    import train
+
+    monkeypatch.delattr(train, "coco_runner")
+    monkeypatch.setitem(sys.modules, "train.coco_runner", None)
+    with pytest.raises(SystemExit, match=r"pip install .*detection"):
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")])
+
+
+def test_sigterm_leaves_nothing_half_written_before_training(tmp_path):
+    with pytest.raises(SystemExit) as stopped, ending_clearly("train.coco", tmp_path):
+        with atomic_directory(tmp_path / "records") as scratch:
+            (scratch / "half").write_text("")
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+    assert not list(tmp_path.iterdir())
+
+
 def test_history_is_drawn(tmp_path):
     rows = [{"epoch": k, "AP": 0.1 * k, "AP50": 0.2 * k, "train_training_loss": 1 / k}
             for k in (1, 2)]  # fmt: skip
@@ -406,8 +536,6 @@ def test_history_is_drawn(tmp_path):
 
 def test_an_error_in_a_graph_is_explained_by_its_cause():
     import keras
-
-    from train.imagenet import explain
 
     dense = keras.layers.Dense(2)
     dense.build((None, 3))

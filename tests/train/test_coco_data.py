@@ -1,10 +1,11 @@
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from train import coco_data
+from train import coco_data, coco_scenes
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}]
 
@@ -154,10 +155,78 @@ def test_no_box_at_all_is_an_error(dataset):
         coco_data.load_split(*dataset([]))
 
 
-def test_masks_must_be_there_if_asked_for(dataset):
-    files = dataset([annotation(id=3)])
-    with pytest.raises(ValueError, match=r"list of polygons.*annotation 3"):
+@pytest.mark.parametrize(
+    "changed",
+    [{"area": "12"}, {"area": -1}, {"iscrowd": "0"}, {"iscrowd": 2}, {"bbox": [10**400, 1, 2, 3]}],
+)
+def test_numbers_that_are_none_are_named(dataset, changed):
+    with pytest.raises(ValueError, match=r"instances_train2017\.json.*annotation 12"):
+        coco_data.load_split(*dataset([annotation(), {**annotation(id=12), **changed}]))
+
+
+def test_names_of_categories_need_not_be_text(dataset):
+    categories = [{"id": 1, "name": 5}, {"id": 2, "name": None}, {"id": 3}]
+    split = coco_data.load_split(*dataset([annotation()], categories=categories))
+    assert split.class_names == ("5", "2", "3")
+
+
+def test_images_of_a_split_are_needed_where_it_is_used(dataset, tmp_path):
+    file, folder = dataset([annotation()])
+    (file.parent / "instances_val2017.json").write_text(file.read_text())
+    splits = coco_data.find_splits(tmp_path)
+    assert coco_data.load_split(*splits["train2017"]).images_dir == folder
+    with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json needs the images in"):
+        coco_data.load_split(*splits["val2017"])
+
+
+TRIANGLE = [2, 2, 20, 2, 20, 15]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"segmentation": []},
+        {"segmentation": [[]]},
+        {"segmentation": ["a"]},
+        {"segmentation": TRIANGLE},
+        {"segmentation": [TRIANGLE[:4]]},
+        {"segmentation": [[*TRIANGLE, 3]]},
+        {"segmentation": {"size": [30, 20], "counts": [600]}},
+        {"segmentation": {"size": [20, 30], "counts": [599]}},
+        {"segmentation": {"size": [20, 30], "counts": None}, "iscrowd": 1},
+        {"bbox": [3, 3, 0, 0]},  # left out of training, but evaluated
+    ],
+)
+def test_a_mask_that_is_none_is_named(dataset, changed):
+    good = annotation(segmentation=[TRIANGLE])
+    files = dataset([good, {**annotation(id=3), **changed}])
+    with pytest.raises(ValueError, match=r"list of polygons.*annotation 3 of .*train2017\.json"):
         coco_data.load_split(*files, masks=True)
+    assert len(coco_data.load_split(*files).ground_truth["annotations"]) == 2
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+@pytest.mark.parametrize("kind", ["polygons", "runs", "compressed"])
+def test_masks_of_every_kind_are_written_as_they_are(dataset, tmp_path, kind, crowd):
+    from pycocotools import mask
+
+    encoded = mask.merge(mask.frPyObjects([TRIANGLE], 20, 30))
+    ink = mask.decode(encoded)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.ravel(order="F"), [0]])))
+    runs = np.diff(np.concatenate([[0], edges, [ink.size]])).tolist()
+    segmentation = {
+        "polygons": [TRIANGLE],
+        "runs": {"size": [20, 30], "counts": runs},
+        "compressed": {"size": [20, 30], "counts": encoded["counts"].decode()},
+    }[kind]
+    entry = annotation(segmentation=segmentation, iscrowd=crowd)
+    split = coco_data.load_split(*dataset([entry]), masks=True)
+    assert split.ground_truth["annotations"][0]["segmentation"] == segmentation
+    records = tmp_path / "records"
+    pattern, _ = coco_data.write_records(split, records, training=True, masks=True)
+    (png,) = records_of(pattern)[0]["image/object/mask"].bytes_list.value
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), ink)
 
 
 def records_of(pattern):
@@ -200,11 +269,35 @@ def test_a_wrong_size_or_file_leaves_no_records(dataset, tmp_path):
     assert not list((tmp_path / "records").iterdir())
 
 
+@pytest.mark.parametrize("broken", ["truncated", "gif"])
+def test_an_image_that_cannot_be_decoded_is_named(dataset, tmp_path, broken):
+    split = coco_data.load_split(*dataset([annotation()]))
+    path = split.images_dir / "a.jpg"
+    if broken == "gif":
+        Image.new("RGB", (30, 20)).save(path, "GIF")
+    else:
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"a\.jpg (is not an image|must be one image)"):
+        coco_data.write_records(split, tmp_path / "records", training=True)
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_an_image_that_was_replaced_is_written_anew(dataset, tmp_path):
+    split = coco_data.load_split(*dataset([annotation()]))
+    before, _ = coco_data.write_records(split, tmp_path / "records", training=True)
+    Image.new("RGB", (30, 20), (0, 90, 255)).save(split.images_dir / "a.jpg")
+    after, _ = coco_data.write_records(split, tmp_path / "records", training=True)
+    assert before != after
+    (record,) = records_of(after)
+    written = (split.images_dir / "a.jpg").read_bytes()
+    assert record["image/encoded"].bytes_list.value[0] == written
+
+
 def test_digit_scenes_are_valid_data_with_masks(tmp_path):
     from pycocotools import mask
 
     folder = tmp_path / "scenes"
-    coco_data.make_digit_scenes(folder, train=6, validation=3)
+    coco_scenes.make_digit_scenes(folder, train=6, validation=3)
     splits = coco_data.find_splits(folder)
     assert list(splits) == ["train", "val"]
     for name, count in (("train", 6), ("val", 3)):
@@ -221,12 +314,12 @@ def test_digit_scenes_are_valid_data_with_masks(tmp_path):
             assert (columns.min(), rows.min()) == (x, y)
             assert (columns.max() + 1, rows.max() + 1) == (x + w, y + h)
     before = (folder / "train" / "0000.png").read_bytes()
-    coco_data.make_digit_scenes(tmp_path / "again", train=6, validation=3)
+    coco_scenes.make_digit_scenes(tmp_path / "again", train=6, validation=3)
     assert (tmp_path / "again" / "train" / "0000.png").read_bytes() == before
 
 
 def test_masks_are_written(tmp_path):
-    coco_data.make_digit_scenes(tmp_path / "scenes", train=2, validation=1)
+    coco_scenes.make_digit_scenes(tmp_path / "scenes", train=2, validation=1)
     split = coco_data.load_split(*coco_data.find_splits(tmp_path / "scenes")["train"], masks=True)
     pattern, _ = coco_data.write_records(split, tmp_path / "records", training=True, masks=True)
     for record in records_of(pattern):

@@ -1,0 +1,92 @@
+"""What the commands of `train` share: flags, and how each of them ends."""
+
+import argparse
+import contextlib
+import signal
+import sys
+
+STOPPED = 143  # as the shell reports a process that SIGTERM ended
+
+
+def make_parser(name, recipes, *, description, example):
+    """A parser with the flags of every command: which recipe, and changes to it.
+
+    Args:
+        name: of the module that is run.
+        recipes: names of the recipes.
+        description: of the command.
+        example: arguments that work.
+    """
+    command = f"python -m {name}"
+    parser = argparse.ArgumentParser(
+        prog=command, description=description, epilog=f"Example: {command} {example}"
+    )
+    parser.add_argument("--config", required=True, help=f"recipe: {', '.join(recipes)}")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="changes one key of the recipe, such as --set wiring=chain; may be repeated",
+    )
+    return parser
+
+
+def add_run_flags(parser, *, data):
+    """Adds the flags of a command that trains: where it writes, reads and runs.
+
+    Args:
+        parser: of `make_parser`.
+        data: help on the folder of the data.
+    """
+    parser.add_argument("--workdir", required=True, help="folder that the run writes into")
+    parser.add_argument("--data-dir", help=data)
+    parser.add_argument(
+        "--strategy",
+        default="one_device",
+        help="one_device (default), mirrored (all GPUs of this host), multi_worker (the hosts of "
+        "TF_CONFIG) or tpu",
+    )
+
+
+@contextlib.contextmanager
+def ending_clearly(name, workdir):
+    """Ends the process with one sentence where the body fails or is stopped.
+
+    SIGTERM ends the body as an exception would, so that what is half written is removed, until
+    the body handles signals itself.
+    """
+    import tensorflow as tf
+
+    from train.engine import RunStopped
+
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    try:
+        yield
+    except RunStopped:
+        print(f"Stopped and saved in {workdir}: the same command goes on.", file=sys.stderr)
+        sys.exit(STOPPED)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"{name}: {error}")
+    except tf.errors.OpError as error:  # such as a worker that is gone, or a label out of range
+        sys.exit(f"{name}: {explain(error)}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def explain(error):
+    """The cause in a TensorFlow error's message, without the graph that it lists."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    aborted = next((line for line in lines if line.startswith("Collective ops is aborted")), None)
+    if aborted:
+        return (
+            f"Another worker is gone ({aborted.rpartition('by: ')[2]}). Start all workers again "
+            "with the same command: the run goes on from its newest checkpoint."
+        )
+    asserted = next((line for line in lines if "assertion failed" in line), None)
+    if asserted is None and lines[0].startswith("Graph execution error"):
+        # Where it was detected is listed first; the cause stands before the node's name.
+        nodes = (k for k, line in enumerate(lines) if line.startswith("[[{{node"))
+        asserted = lines[max(next(nodes, len(lines)) - 1, 0)]
+    return f"{type(error).__name__}: {asserted or lines[0]}"
