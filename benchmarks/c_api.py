@@ -152,7 +152,7 @@ class SavedModel:
         value = np.asarray(value, dtype=object if _is_text(value) else None)
         shape = (ctypes.c_int64 * value.ndim)(*value.shape)
         if value.dtype != object:
-            value = np.ascontiguousarray(value)
+            value = np.array(value, order="C")  # np.ascontiguousarray gives a scalar an axis
             code, size = CODES[value.dtype], value.nbytes
         else:
             code, size = STRING, 24 * value.size
