@@ -23,7 +23,7 @@ from train.engine import RunStopped, orbit_log
 from train.runner import check_workdir, epoch_progress, load_initial_weights, stop_signals
 from train.strategies import agreement, averaging, is_chief, make_strategy, own_folder
 
-PATTERN = ",*?[]{}"
+PATTERN = ",*?[]{}"  # a name with these matches other files than itself, or several
 
 
 def train(
