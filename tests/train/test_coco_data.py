@@ -195,6 +195,10 @@ TRIANGLE = [2, 2, 20, 2, 20, 15]
         {"segmentation": {"size": [30, 20], "counts": [600]}},
         {"segmentation": {"size": [20, 30], "counts": [599]}},
         {"segmentation": {"size": [20, 30], "counts": None}, "iscrowd": 1},
+        {"segmentation": {"size": [20, 30], "counts": ""}},
+        {"segmentation": {"size": [20, 30], "counts": "a"}, "iscrowd": 1},
+        {"segmentation": {"size": [20, 30], "counts": "zzzzzzzzzzzzz"}},
+        {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]},
         {"bbox": [3, 3, 0, 0]},  # left out of training, but evaluated
     ],
 )
