@@ -116,18 +116,43 @@ def test_other_settings_of_model_garden_can_be_set():
     records = coco_task.Records("train*", 64)
     recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7}}}')
     assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7
+    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7.5}}}')
+    assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7.5
     recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_los":7}}}')
     with pytest.raises(ValueError, match="box_los"):
         coco_task.experiment(recipe, records, records, 11)
 
 
 @pytest.mark.parametrize(
-    "garden", ['{"trainer":{"train_steps":3}}', '{"task":{"use_coco_metrics":0}}']
+    "garden",
+    [
+        '{"trainer":{"train_steps":3}}',
+        '{"task":{"use_coco_metrics":false}}',
+        '{"task":{"per_category_metrics":true}}',
+        '{"task":{"annotation_file":"val.json"}}',
+    ],
 )
 def test_settings_that_would_not_take_effect_are_refused(garden):
     records = coco_task.Records("train*", 64)
     with pytest.raises(ValueError, match="sets what stands under `task`"):
         coco_task.experiment(tiny("coco_tiny_retinanet", f"garden={garden}"), records, records, 11)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ('{"model":3}', "task.model must be settings by name"),
+        ('{"model":{"backbone":3}}', "task.model.backbone must be settings"),
+        ('{"losses":{"box_loss_weight":"x"}}', "box_loss_weight must be a number"),
+        ('{"losses":{"box_loss_weight":true}}', "box_loss_weight must be a number"),
+        ('{"freeze_backbone":"no"}', "freeze_backbone must be true or false"),
+    ],
+)
+def test_settings_of_another_kind_are_named(task, message):
+    records = coco_task.Records("train*", 64)
+    recipe = tiny("coco_tiny_retinanet", f'garden={{"task":{task}}}')
+    with pytest.raises(ValueError, match=f"garden.*{message}"):
+        coco_task.experiment(recipe, records, records, 11)
 
 
 def truth(boxes, images=(1, 2)):
