@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -527,6 +528,34 @@ def test_folders_that_tensorflow_takes_for_patterns_are_refused(flag, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_records_of_data_that_cannot_be_written_to_are_kept_in_the_workdir(
+    scenes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    data = coco_runner.load_data(tiny(), tmp_path / "run", scenes)
+    assert data.train_records.pattern.startswith(str(tmp_path / "run" / "tfrecords"))
+    with pytest.raises(ValueError, match="--workdir must not contain any"):
+        coco_runner.load_data(tiny(), tmp_path / "a,b", scenes)
+
+
+def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
+    read = []
+
+    def read_image(path):
+        read.append(path)
+        return np.zeros((8, 8, 3), "uint8")
+
+    def predict(run, images):
+        for k, _ in enumerate(images, start=1):
+            assert len(read) == k
+            yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
+
+    monkeypatch.setattr(coco_data, "read_image", read_image)
+    monkeypatch.setattr(coco_export, "predict", predict)
+    coco_export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3
+
+
 def test_a_number_of_pictures_below_none_is_refused(tmp_path):
     line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"--visualize.*-1"):
@@ -534,11 +563,12 @@ def test_a_number_of_pictures_below_none_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["engine", "coco_runner"])  # of `train` and `detection`
+def test_a_missing_package_is_named_with_what_installs_it(module, tmp_path, monkeypatch):
     import train
 
-    monkeypatch.delattr(train, "coco_runner")
-    monkeypatch.setitem(sys.modules, "train.coco_runner", None)
+    monkeypatch.delattr(train, module)
+    monkeypatch.setitem(sys.modules, f"train.{module}", None)
     with pytest.raises(SystemExit, match=r"pip install .*detection"):
         coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")])
 
