@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import catalog
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -252,6 +253,25 @@ def test_routers_learn_at_their_own_rate(data):
     np.testing.assert_allclose(rates[0.1][1], rates[1.0][1], rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "frozen"), [("mixed_bfloat16", False), ("mixed_float16", True)])
+def test_a_backbone_learns_in_mixed_precision_unless_it_is_frozen(dtype, frozen, data, tmp_path):
+    with coco_runner._policy(dtype):
+        run = make_run(data, f"dtype={dtype}", f"freeze_backbone={str(frozen).lower()}")
+        run.restore(tmp_path)
+        run.open(tmp_path)
+        backbone = list(run.backbone.variables_by_path.values())
+        heads = run.model.head.trainable_weights
+        before = [v.numpy() for v in (*backbone, *heads)]
+        run.train_to(2)
+        features = run.backbone(tf.zeros((1, 128, 128, 3)))
+    assert {x.dtype.name for x in features.values()} == {dtype.removeprefix("mixed_")}
+    assert {v.dtype.base_dtype.name for v in run.model.weights} == {"float32"}
+    moved = [not np.array_equal(v, b) for v, b in zip((*backbone, *heads), before, strict=True)]
+    assert any(moved[: len(backbone)]) != frozen
+    assert any(moved[len(backbone) :])
+
+
 def make_run(data, *more, init_backbone=None):
     recipe = tiny("coco_tiny_retinanet", *more)
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
@@ -436,6 +456,24 @@ def test_a_classifiers_run_starts_the_backbone(data, tmp_path):
         expected = keras.Model(model.input, model.pyramid_outputs)(images, training=False)
         for level, x in run.backbone(images, training=False).items():
             np.testing.assert_array_equal(x, expected[f"P{level}"])
+
+
+@pytest.mark.slow
+def test_timms_weights_start_the_backbone(data, tmp_path):
+    import keras
+
+    import dgnet_keras as dg
+
+    overrides = {"depths": (1, 2, 1, 1), "widths": (8, 8, 16, 16)}
+    static = catalog.randomize(dg.create("resnet18", num_classes=5, wiring="chain", **overrides))
+    catalog.write_timm_file(static, tmp_path / "timm.safetensors")
+    run = make_run(data, "init=static", init_backbone=tmp_path / "timm.safetensors")
+    run.restore(tmp_path / "new")
+    images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype("float32")
+    expected = keras.Model(static.input, static.pyramid_outputs)(images, training=False)
+    for level, x in run.backbone(images, training=False).items():
+        scale = np.abs(x).max()
+        np.testing.assert_allclose(x / scale, expected[f"P{level}"] / scale, atol=1e-5)
 
 
 @pytest.mark.slow
