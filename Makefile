@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,detection,notebooks,test
+EXTRAS := train,detection,notebooks,serving,test
 WORKDIR ?= runs/digits
 
 .PHONY: demo test lint clean

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalog import CATALOG, create, images, randomize
-from tensorflow.core.protobuf import saved_model_pb2
 
 import dgnet_keras as dg
 
@@ -62,40 +61,6 @@ def test_keras_export(model, tmp_path):
     served = tf.saved_model.load(str(tmp_path / "export"))
     for x in (images(1), images(3, size=24)):
         np.testing.assert_allclose(served.serve(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-def test_saved_model_takes_raw_images_of_any_batch_and_size(model, tmp_path):
-    exported = dg.export_saved_model(model, tmp_path, labels=["a", "b", "c"], image_size=(16, 16))
-    served = tf.saved_model.load(str(exported)).signatures
-    preprocessing = dg.Preprocessing(**{**model.preprocessing.to_config(), "image_size": (16, 16)})
-    for shape in ((1, 16, 16, 3), (3, 25, 40, 3)):
-        raw = np.random.default_rng(0).integers(0, 256, shape, "uint8")
-        x = preprocessing(raw)
-        answer = served["serving_default"](tf.constant(raw))
-        np.testing.assert_allclose(answer["logits"], model(x), rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(answer["classes"], np.argmax(model(x), axis=1))
-        connectivity = served["connectivity"](tf.constant(raw))
-        for name, matrix in dg.adjacency(model, x).items():
-            np.testing.assert_allclose(connectivity[name], matrix, rtol=1e-5, atol=1e-5)
-
-
-def xla_marks(saved_model_dir):
-    """Names of functions and operations of a SavedModel that must be compiled with XLA."""
-    proto = saved_model_pb2.SavedModel()
-    proto.ParseFromString((saved_model_dir / "saved_model.pb").read_bytes())
-    graph = proto.meta_graphs[0].graph_def
-    nodes = list(graph.node)
-    marked = []
-    for function in graph.library.function:
-        nodes += function.node_def
-        if function.attr["_XlaMustCompile"].b:
-            marked.append(function.signature.name)
-    return marked + [n.name for n in nodes if n.attr["_XlaMustCompile"].b or "Xla" in n.op]
-
-
-def test_no_function_of_the_saved_model_is_marked_for_xla(model, tmp_path):
-    exported = dg.export_saved_model(model, tmp_path, image_size=(16, 16))
-    assert xla_marks(exported) == []
 
 
 def test_unknown_batch_and_image_size(model):
