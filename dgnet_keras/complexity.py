@@ -4,7 +4,7 @@ import functools
 import math
 
 import keras
-import numpy as np
+import tensorflow as tf
 
 from dgnet_keras.backbones.base import adjacency
 from dgnet_keras.layers.blocks import ConvNormAct, ResidualBlock, SqueezeExcite
@@ -62,23 +62,47 @@ def count_macs(model, images=None, *, image_size=None):
 
 
 def _count_instances(model, images, counted):
-    """The total less what each image's closed edges and nodes that are off would save."""
-    open_edges = {name: matrix > 0 for name, matrix in adjacency(model, images).items()}
-    macs = np.full(len(images), counted["macs"], "int64")
+    found = adjacency(model, images)
+    return {
+        "macs": instance_macs(model, counted, found, len(images)).numpy(),
+        "open_edges": {name: matrix > 0 for name, matrix in found.items()},
+    }
+
+
+def instance_macs(model, counted, found, count):
+    """The total less what each image's closed edges and nodes that are off would save.
+
+    Args:
+        model: a backbone or classifier of this package.
+        counted: of `count_macs(model)`, at the size of the images.
+        found: their adjacency, dict of name to array or tensor (count, N + 1, N + 1).
+        count: number of images, int or scalar tensor.
+
+    Returns:
+        int64 tensor (count,), multiply-adds.
+    """
+    macs = tf.fill([count], tf.constant(counted["macs"], tf.int64))
     stages = [layer for layer in model.layers if isinstance(layer, GraphStage)]
     for stage in (s for s in stages if s.wiring != "chain"):
         for graph in stage.graphs:
-            is_open = open_edges[graph.key]
-            aggregation = _macs_under(counted["items"], f"{graph.key}/edges")
-            closed = graph.num_edges - is_open.sum(axis=(1, 2))
-            macs -= closed * (aggregation // graph.num_edges)
-            for node in range(1, graph.num_blocks):
-                is_off = ~is_open[:, :, node].any(axis=1)
-                index = graph.first + node
-                unused = _macs_under(counted["items"], f"{stage.name}/{stage.blocks[index].name}")
-                unused += _macs_under(counted["items"], f"{stage.name}/router_{index}")
-                macs -= is_off * unused
-    return {"macs": macs, "open_edges": open_edges}
+            is_open = tf.convert_to_tensor(found[graph.key]) > 0
+            edge, nodes = _unit_costs(stage, graph, counted["items"])
+            opened = tf.reduce_sum(tf.cast(is_open, tf.int64), axis=(1, 2))
+            is_off = tf.logical_not(tf.reduce_any(is_open, axis=1))[:, 1:-1]
+            macs -= (graph.num_edges - opened) * edge
+            macs -= tf.reduce_sum(tf.cast(is_off, tf.int64) * nodes, axis=1)
+    return macs
+
+
+def _unit_costs(stage, graph, items):
+    """MACs of an edge of a graph, and int64 (N - 1,) of its nodes but the first, with routers."""
+    edge = _macs_under(items, f"{graph.key}/edges") // graph.num_edges
+    nodes = [
+        _macs_under(items, f"{stage.name}/{stage.blocks[index].name}")
+        + _macs_under(items, f"{stage.name}/router_{index}")
+        for index in range(graph.first + 1, graph.last + 1)
+    ]
+    return edge, tf.constant(nodes, tf.int64)
 
 
 def _macs_under(items, name):

@@ -1,15 +1,26 @@
 """Export to a TensorFlow SavedModel that TensorFlow Serving takes as it is."""
 
 import contextlib
+import datetime
+import errno
+import json
 import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-TOP_LABELS = 5
+from dgnet_keras.complexity import count_macs
+from dgnet_keras.signatures import MAX_PIXELS, ServingModule
+from dgnet_keras.version import __version__
+
+LABELS = "labels.txt"
+CARD = "model_card.json"
+WARMUP = "assets.extra/tf_serving_warmup_requests"
 
 
 def export_saved_model(model, directory, *, version=1, labels=None, image_size=None):
@@ -22,9 +33,19 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
       `predict_float(images: float32, 0 to 255)`: `logits` and `probabilities`, float32
       (B, num_classes); `classes`, int64 (B,), the most probable; `top_labels`, string
       (B, min(5, num_classes)), most probable first;
-    - `predict_jpeg(image_bytes: string (B,))`: the same, from JPEG or PNG files;
-    - `connectivity(images: uint8)`: one float32 (B, N + 1, N + 1) a stage with edges;
+    - `predict_jpeg(image_bytes: string (B,))`: the same, from JPEG or PNG files of any sizes;
+    - `connectivity(images: uint8)`: one float32 (B, N + 1, N + 1) a stage with edges, and `macs`,
+      int64 (B,), see `count_macs`;
+    - `connectivity_at(images: uint8, threshold: float32, () or (B,))`: the same with another
+      threshold, for models with edges;
     - `features(images: uint8)`: `features`, the backbone's final feature map.
+
+    A request that does not fit fails with INVALID_ARGUMENT and says why: another rank, no image,
+    bytes that are no JPEG or PNG, pixels that are no numbers, more than 2^26 pixels in an image.
+
+    Beside the SavedModel stand `assets/labels.txt` (a label a line), `model_card.json` (variant,
+    wiring, threshold, preprocessing, signatures) and, if tensorflow-serving-api is installed,
+    `assets.extra/tf_serving_warmup_requests`, which a server runs before it takes requests.
 
     Args:
         model: a `Classifier`.
@@ -41,19 +62,146 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
         FileExistsError: if the version exists.
         ValueError: if the model is not a classifier, or labels, version or image size do not fit.
     """
+    return write_saved_model(
+        model, directory, version=version, labels=labels, image_size=image_size
+    )
+
+
+def write_saved_model(model, directory, *, version, labels=None, image_size=None, training=None):
+    """As `export_saved_model`, with what is known of the training in the model card.
+
+    Args:
+        model: as there, like all arguments but the last.
+        directory: as there.
+        version: as there.
+        labels: as there.
+        image_size: as there.
+        training: see `training_record`; None where nothing is known.
+    """
     preprocessing = _check(model, version, labels, image_size)
+    labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
+    broken = [label for label in labels if len(label.splitlines()) > 1]
+    if broken:
+        raise ValueError(f"`labels` must be of one line each. Received: {broken[0]!r}")
     target = pathlib.Path(directory) / str(version)
-    labels = range(model.num_classes) if labels is None else labels
-    labels = [str(label) for label in labels]
     with atomic_directory(target) as scratch:
-        module = _ServingModule(model, preprocessing, labels)
-        tf.saved_model.save(
-            module,
-            str(scratch),
-            signatures=module.signatures(),
-            options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
-        )
+        module = ServingModule(model, preprocessing, labels)
+        signatures = module.signatures()
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / LABELS
+            file.write_text("".join(f"{label}\n" for label in labels))
+            module.labels_file = tf.saved_model.Asset(str(file))
+            tf.saved_model.save(
+                module,
+                str(scratch),
+                signatures=signatures,
+                options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
+            )
+        _write_warmup(scratch / WARMUP, signatures, preprocessing, target.parent.name)
+        card = model_card(model, preprocessing, signatures, training)
+        (scratch / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return target
+
+
+def training_record(config, results):
+    """What a model card says of the training.
+
+    Args:
+        config: the content of a run's `config.json`: its recipe and data.
+        results: the content of its `results.json`, or the part that is known.
+
+    Returns:
+        Dict: `recipe`, `data`, `metrics`.
+    """
+    recipe = {k: v for k, v in config.items() if k != "data"}
+    data = {k: v for k, v in config.get("data", {}).items() if k != "class_names"}
+    return {"recipe": recipe, "data": data, "metrics": results}
+
+
+def model_card(model, preprocessing, signatures, training=None):
+    """A description of an exported model, JSON-compatible.
+
+    Args:
+        model: a `Classifier`.
+        preprocessing: the `Preprocessing` of the export.
+        signatures: dict of name to the `tf.function` of each signature.
+        training: see `training_record`.
+    """
+    options = model.backbone.get_config()
+    graph = ("wiring", "threshold", "init", "gate", "learn_threshold", "max_nodes", "seed")
+    counted = count_macs(model, image_size=preprocessing.image_size)
+    thresholds = {
+        layer.path: float(layer.current_threshold())
+        for layer in model._flatten_layers()
+        if getattr(layer, "learn_threshold", False) and hasattr(layer, "current_threshold")
+    }
+    return {
+        "model": {
+            "variant": model.backbone.name,
+            "family": model.backbone.family,
+            "spec": options["spec"],
+            **{name: options[name] for name in graph},
+            "edge_scale": model.backbone.stages[0].edge_scale,
+            "learned_thresholds": thresholds,
+            "num_classes": model.num_classes,
+            "parameters": counted["parameters"],
+            "macs": counted["macs"],
+        },
+        "preprocessing": preprocessing.to_config(),
+        "labels": f"assets/{LABELS}",
+        "signatures": {
+            name: [{"name": s.name, "dtype": s.dtype.name, "shape": _shape(s)} for s in specs]
+            for name, function in signatures.items()
+            for specs in [function.input_signature]
+        },
+        "max_pixels_of_an_image": MAX_PIXELS,
+        "training": training,
+        "made_with": {
+            "dgnet_keras": __version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
+        "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _shape(spec):
+    return None if spec.shape.rank is None else spec.shape.as_list()
+
+
+def _write_warmup(path, signatures, preprocessing, model_name):
+    """Writes a request to each signature, as TensorFlow Serving replays them after loading."""
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError:
+        warnings.warn(
+            "The export has no warm-up requests, so a server's first answers will be slow: they "
+            "need tensorflow-serving-api (the extra `serving`).",
+            stacklevel=4,
+        )
+        return
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for name, function in signatures.items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = name
+            for spec in function.input_signature:
+                value = _warmup_value(spec, preprocessing.image_size)
+                request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value, spec.dtype))
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(log.SerializeToString())
+
+
+def _warmup_value(spec, image_size):
+    """One image, as pixels or encoded, or a threshold."""
+    if spec.name == "threshold":
+        return 0.0
+    if spec.dtype == tf.string:
+        return [tf.io.encode_jpeg(np.zeros((*image_size, 1), "uint8")).numpy()]
+    return np.zeros((1, *image_size, spec.shape[-1]))
 
 
 def _check(model, version, labels, image_size):
@@ -86,80 +234,22 @@ def atomic_directory(target):
     """Yields an empty folder that becomes `target` if the body succeeds, and is gone if not.
 
     Its name is not a number, so that a server that watches the parent does not load it.
+
+    Raises:
+        FileExistsError: if `target` exists, or another process made it in the meantime.
     """
+    taken = f"Version {target.name} exists: {target}. Choose another version."
     if target.exists():
-        raise FileExistsError(f"Version {target.name} exists: {target}. Choose another version.")
+        raise FileExistsError(taken)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield scratch
         scratch.chmod(0o755)
         os.rename(scratch, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(taken) from error
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-class _ServingModule(tf.Module):
-    """The functions and variables of the SavedModel; holds no Keras object when saved."""
-
-    def __init__(self, model, preprocessing, labels):
-        super().__init__()
-        outputs = {"logits": model.output, "features": model.backbone.output}
-        outputs["adjacency"] = dict(model.adjacency_outputs)
-        self._run = keras.Model(model.input, outputs)
-        self._preprocessing = preprocessing
-        self._channels = model.input_shape[-1]
-        self._labels = tf.constant(labels)
-        self.weights = [variable.value for variable in model.variables]
-
-    def _trackable_children(self, *args, **kwargs):
-        children = super()._trackable_children(*args, **kwargs)
-        return {k: v for k, v in children.items() if k != "_run"}
-
-    def signatures(self):
-        """The signature functions by name."""
-        shape = (None, None, None, self._channels)
-        raw = tf.TensorSpec(shape, tf.uint8, "images")
-        floats = tf.TensorSpec(shape, tf.float32, "images")
-        encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
-        signatures = {
-            "serving_default": tf.function(self._predict, [raw]),
-            "predict_float": tf.function(self._predict, [floats]),
-            "predict_jpeg": tf.function(self._predict_jpeg, [encoded]),
-            "features": tf.function(self._features, [raw]),
-        }
-        if self._run.output["adjacency"]:
-            signatures["connectivity"] = tf.function(self._connectivity, [raw])
-        return signatures
-
-    def _outputs(self, images):
-        return self._run(self._preprocessing(images), training=False)
-
-    def _predict(self, images):
-        return self._answer(self._outputs(images)["logits"])
-
-    def _features(self, images):
-        return {"features": self._outputs(images)["features"]}
-
-    def _connectivity(self, images):
-        return self._outputs(images)["adjacency"]
-
-    def _predict_jpeg(self, image_bytes):
-        def decode(encoded):
-            image = tf.io.decode_image(encoded, self._channels, expand_animations=False)
-            image.set_shape((None, None, self._channels))
-            return self._preprocessing.resize_and_crop(image)
-
-        size = (*self._preprocessing.image_size, self._channels)
-        images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.TensorSpec(size))
-        images = self._preprocessing.normalize(images)
-        return self._answer(self._run(images, training=False)["logits"])
-
-    def _answer(self, logits):
-        top = tf.math.top_k(logits, min(TOP_LABELS, logits.shape[-1])).indices
-        return {
-            "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
-            "classes": tf.argmax(logits, axis=-1),
-            "top_labels": tf.gather(self._labels, top),
-        }

@@ -67,24 +67,28 @@ class Preprocessing:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
         return cls((height or 224, width or 224), crop, mean, std)
 
-    def resize_and_crop(self, images):
+    def resize_and_crop(self, images, *, skip_if_fits=True):
         """Resizes and cuts out the centre.
 
         Args:
             images: (batch, height, width, channels) or (height, width, channels), 0 to 255.
+            skip_if_fits: whether to branch where images may have the size already. The result is
+                the same; False makes a graph without a branch.
 
         Returns:
             float32 of the same rank, `image_size` high and wide, 0 to 255.
         """
-        images = tf.cast(images, tf.float32)
-        if self.crop < 1:
+        images = tf.convert_to_tensor(images)
+        if self.crop < 1 or not skip_if_fits:
             return self._resize_and_crop(images)
         if tuple(images.shape[-3:-1]) == self.image_size:
-            return images
+            return tf.cast(images, tf.float32)
         # Resizing to the size that an image has changes nothing, and takes most of the time of
         # reading a small one.
         fits = tf.reduce_all(tf.shape(images)[-3:-1] == self.image_size)
-        return tf.cond(fits, lambda: images, lambda: self._resize_and_crop(images))
+        return tf.cond(
+            fits, lambda: tf.cast(images, tf.float32), lambda: self._resize_and_crop(images)
+        )
 
     def _resize_and_crop(self, images):
         target = tf.constant(self.image_size, tf.float32)
@@ -98,6 +102,8 @@ class Preprocessing:
         images = images[..., y : y + kept[0], x : x + kept[1], :]
         resized = tf.round(tf.cast(kept, tf.float32) * scale)
         resized = tf.maximum(tf.cast(resized, tf.int32), self.image_size)
+        # Of bytes as they are: a copy as float32 would take four times the memory, and most of the
+        # time of a large image.
         images = tf.image.resize(images, resized, antialias=True)
         return tf.image.resize_with_crop_or_pad(images, *self.image_size)
 

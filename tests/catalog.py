@@ -84,3 +84,16 @@ def randomize(model, seed=0, scale=2.0):
 def images(batch=4, size=16, seed=0):
     """Random images, as a model takes them: float32 (batch, size, size, 3)."""
     return np.random.default_rng(seed).normal(size=(batch, size, size, 3)).astype("float32")
+
+
+def write_timm_file(model, path):
+    """Writes the model's weights as timm would."""
+    from safetensors.numpy import save_file
+
+    arrays = {}
+    for variable in model.weights:
+        value = variable.numpy()
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        name = dg.convert.timm_name(variable.path, model.backbone.timm_names)
+        arrays[name] = np.ascontiguousarray(value)
+    save_file(arrays, path)

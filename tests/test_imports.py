@@ -45,6 +45,7 @@ PACKAGE_ORDER = (
         "optimizers",
         "classifier",
         "complexity",
+        "signatures",
         "export",
         "visualize",
         "callbacks",

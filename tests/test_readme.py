@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import catalog
 import numpy as np
 import pytest
 
@@ -11,25 +12,12 @@ import dgnet_keras as dg
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
-def timm_file(model, path):
-    """Writes the model's weights as timm would."""
-    from safetensors.numpy import save_file
-
-    arrays = {}
-    for variable in model.weights:
-        value = variable.numpy()
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        name = dg.convert.timm_name(variable.path, model.backbone.timm_names)
-        arrays[name] = np.ascontiguousarray(value)
-    save_file(arrays, path)
-
-
 @pytest.mark.slow
 def test_the_snippets_run(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
     static = dg.create("resnet50", num_classes=10, wiring="chain")
     static.save_weights("static.weights.h5")
-    timm_file(dg.create("resnet50", wiring="chain"), "resnet50.safetensors")
+    catalog.write_timm_file(dg.create("resnet50", wiring="chain"), "resnet50.safetensors")
     names = {
         "images": rng.integers(0, 256, (8, 32, 32, 3), "uint8"),
         "labels": np.arange(8) % 10,

@@ -58,11 +58,9 @@ def main(argv=None):
         recipe = get_recipe(args.config, args.overrides, RECIPES)
     except ValueError as error:
         sys.exit(f"{NAME}: {error}")
-    with ending_clearly(NAME, args.workdir):
-        try:
-            from train import coco_runner
-        except ModuleNotFoundError as error:
-            sys.exit(f"{NAME}: {error}. Install it with: pip install -e '.[train,detection]'")
+    with ending_clearly(NAME, args.workdir, extras="train,detection"):
+        from train import coco_runner
+
         coco_runner.train(
             recipe,
             args.workdir,

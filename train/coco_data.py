@@ -19,6 +19,7 @@ from dgnet_keras.export import atomic_directory
 
 FORMAT = 1  # of the TFRecords; a higher one makes them anew
 FLOAT_MAX = float(np.finfo("float32").max)
+FARTHEST = 1e6  # pixels; pycocotools ends the process at polygons that reach 1e9
 NAMED = 5  # at most so many culprits are named in a message
 
 
@@ -322,20 +323,17 @@ def _mask(annotation, width, height, name):
     if polygons and all(_is_polygon(part) for part in segmentation):
         if not crowd:
             return segmentation
-        encoded = mask.merge(mask.frPyObjects(segmentation, height, width))
-    elif _is_runs(segmentation, width, height):
-        if crowd and isinstance(segmentation["counts"], list):
-            return segmentation
-        encoded = segmentation
-        if isinstance(segmentation["counts"], list):
-            encoded = mask.frPyObjects(segmentation, height, width)
+        merged = mask.merge(mask.frPyObjects(segmentation, height, width))
+        counts = _decompressed(merged["counts"].decode())
     else:
+        counts = _run_lengths(segmentation, width, height)
+    if counts is None:
         raise ValueError(
             "A mask must be a list of polygons [x1, y1, x2, y2, x3, y3, ...] or run lengths "
             f'{{"size": [{height}, {width}], "counts": ...}}. '
             f"Received: {str(segmentation)[:60]} ({name})"
         )
-    runs = {"size": [height, width], "counts": _run_lengths(mask.decode(encoded))}
+    runs = {"size": [height, width], "counts": counts}
     return runs if crowd else [runs]
 
 
@@ -344,27 +342,37 @@ def _is_polygon(part):
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(map(_is_number, part))
+        and all(_is_number(x) and abs(x) < FARTHEST for x in part)
     )
 
 
-def _is_runs(segmentation, width, height):
-    """Whether run lengths, of compressed ones only the size, are those of such an image."""
+def _run_lengths(segmentation, width, height):
+    """Those of a mask of such an image, as a list; None if it is none."""
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-        return False
+        return None
     counts = segmentation.get("counts")
     if isinstance(counts, str):
-        return True
+        counts = _decompressed(counts)
     integers = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
-    return integers and sum(counts) == height * width
+    return counts if integers and sum(counts) == height * width else None
 
 
-def _run_lengths(ink):
-    """Lengths of the runs of 0 and 1, in turn from 0 on, down the columns of a mask."""
-    pixels = ink.ravel(order="F")
-    changes = np.flatnonzero(np.diff(pixels)) + 1
-    lengths = np.diff(np.concatenate([[0], changes, [len(pixels)]])).tolist()
-    return [0, *lengths] if pixels[0] else lengths
+def _decompressed(text):
+    """Run lengths from COCO's compressed string; pycocotools does not check that they are some.
+
+    Five bits a character, the lowest first; 32 says that another follows. From the fourth on they
+    are differences to the length before the last.
+    """
+    counts, value, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) * bool(bits & 16)
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
 
 
 def _finding(file, what, names):

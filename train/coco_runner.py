@@ -159,13 +159,7 @@ def load_data(recipe, workdir, data_dir=None):
         ValueError: if the annotations are broken, the splits' categories differ, or TFRecords
             cannot be named in such a folder.
     """
-    place = workdir if data_dir is None else pathlib.Path(data_dir)
-    if set(PATTERN) & set(str(place.absolute())):
-        raise ValueError(
-            f"TensorFlow takes {' '.join(PATTERN)} in names of files for patterns: "
-            f"{'--workdir' if data_dir is None else '--data-dir'} must not contain any. "
-            f"Received: {place}"
-        )
+    directory = _records_folder(workdir, data_dir)
     if data_dir is None:
         data_dir = workdir / "data"
         coco_scenes.make_digit_scenes(data_dir)
@@ -188,10 +182,22 @@ def load_data(recipe, workdir, data_dir=None):
             "Both splits must list the same categories, under the same ids. They differ in "
             f"{str(differ)[:200]}"
         )
-    directory = pathlib.Path(data_dir) / "tfrecords"
-    if not os.access(directory if directory.exists() else directory.parent, os.W_OK):
-        directory = workdir / "tfrecords"
     return Data(*loaded, directory, masks=masks)
+
+
+def _records_folder(workdir, data_dir):
+    """Where TFRecords are kept; `ValueError` if TensorFlow would take its name for a pattern."""
+    flag, place = ("--workdir", workdir) if data_dir is None else ("--data-dir", data_dir)
+    folder = (workdir / "data" if data_dir is None else pathlib.Path(data_dir)) / "tfrecords"
+    existing = folder if folder.exists() else folder.parent
+    if existing.exists() and not os.access(existing, os.W_OK):
+        flag, place, folder = "--workdir", workdir, workdir / "tfrecords"
+    if set(PATTERN) & set(str(folder.absolute())):
+        raise ValueError(
+            f"TensorFlow takes {' '.join(PATTERN)} in names of files for patterns: "
+            f"{flag} must not contain any. Received: {place}"
+        )
+    return folder
 
 
 @contextlib.contextmanager

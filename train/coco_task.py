@@ -31,6 +31,12 @@ BOX_FIGURES = (
 # (303 s against 6 s, RetinaNet at 256 x 256); TPUs need it.
 NMS = "batched"
 
+# Model Garden's settings of its evaluation, which the `Evaluator` stands in for.
+EVALUATION = (
+    *("annotation_file", "max_num_eval_detections", "per_category_metrics"),
+    *("use_approx_instance_metrics", "use_coco_metrics", "use_wod_metrics"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:
@@ -79,17 +85,35 @@ def experiment(recipe, train, validation, num_classes):
         ),
     )
     task = recipe.garden.get("task", {})
-    if set(recipe.garden) - {"task"} or not isinstance(task, dict) or "use_coco_metrics" in task:
+    others = set(recipe.garden) - {"task"}
+    if others or not isinstance(task, dict) or set(task) & set(EVALUATION):
         raise ValueError(
             "`garden` sets what stands under `task` in Model Garden's experiment, but for "
-            "`use_coco_metrics`; loop and optimizer are set by the recipe's own keys. "
+            f"{', '.join(EVALUATION)}; loop and optimizer are set by the recipe's own keys. "
             f"Received: {recipe.garden}"
         )
+    _check_kinds(task, config.task, "task")
     try:
         config.override(recipe.garden, is_strict=True)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"`garden` does not fit Model Garden's experiment: {error}") from error
     return config
+
+
+def _check_kinds(settings, config, place):
+    """Makes sure that settings are of the kind that they replace: Model Garden takes any."""
+    kinds = {cfg.base_config.Config: (dict, "settings by name"), bool: (bool, "true or false")}
+    kinds |= dict.fromkeys((int, float), (int | float, "a number"))
+    for name, value in settings.items():
+        before, where = getattr(config, name, None), f"{place}.{name}"
+        found = [kinds[kind] for kind in kinds if isinstance(before, kind)]
+        if not found or value is None:
+            continue
+        wanted, said = found[0]
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(before, bool):
+            raise ValueError(f"`garden`: {where} must be {said}. Received: {value!r}")
+        if wanted is dict:
+            _check_kinds(value, before, where)
 
 
 def _model(recipe, num_classes):

@@ -51,22 +51,32 @@ def add_run_flags(parser, *, data):
 
 
 @contextlib.contextmanager
-def ending_clearly(name, workdir):
+def ending_clearly(name, workdir, extras="train"):
     """Ends the process with one sentence where the body fails or is stopped.
 
     SIGTERM ends the body as an exception would, so that what is half written is removed, until
     the body handles signals itself.
+
+    Args:
+        name: of the module that is run.
+        workdir: of the run.
+        extras: what must be installed with the package, as pip takes it.
     """
-    import tensorflow as tf
+    install = f"Install it with: pip install -e '.[{extras}]'"
+    try:
+        import tensorflow as tf
 
-    from train.engine import RunStopped
-
+        from train.engine import RunStopped
+    except ModuleNotFoundError as error:
+        sys.exit(f"{name}: {error}. {install}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
         yield
     except RunStopped:
         print(f"Stopped and saved in {workdir}: the same command goes on.", file=sys.stderr)
         sys.exit(STOPPED)
+    except ModuleNotFoundError as error:
+        sys.exit(f"{name}: {error}. {install}")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{name}: {error}")
     except tf.errors.OpError as error:  # such as a worker that is gone, or a label out of range

@@ -361,7 +361,7 @@ class _GivenConnectivity(keras.Model):
 
     def __init__(self, model, **kwargs):
         super().__init__(**kwargs)
-        self.steps = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+        self.steps = _steps(model)
 
     def call(self, inputs, training=None):
         x = inputs["images"]
@@ -373,3 +373,36 @@ class _GivenConnectivity(keras.Model):
             given = given if layer.graphs else None
             x = layer(x, adjacency=given, training=training)["features"]
         return x
+
+
+def _steps(model):
+    """The layers of a model in order, each of which takes what the one before gives."""
+    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def adjacency_at(model, images, threshold):
+    """The connectivity that images would take if every gate had another threshold.
+
+    It equals the adjacency of a model of the same weights that was created with that threshold;
+    learned thresholds are replaced too. The `chain`, `random` and `complete` wirings have no
+    gates: theirs does not change.
+
+    Args:
+        model: a backbone or a classifier of this package.
+        images: what the model takes (preprocessed), a tensor (batch, height, width, channels).
+        threshold: in units of edge weight; a scalar, or (batch, 1) for one an image.
+
+    Returns:
+        Dict of stage (or graph) name to a float32 tensor (batch, N + 1, N + 1), as `adjacency`.
+    """
+    found, x = {}, images
+    for layer in _steps(model):
+        if len(found) == len(model.adjacency_outputs):
+            break  # what follows the last edges does not change them
+        if isinstance(layer, GraphStage):
+            outputs = layer(x, threshold=threshold, training=False)
+            x = outputs["features"]
+            found.update(outputs["adjacency"])
+        else:
+            x = layer(x, training=False)
+    return found

@@ -84,7 +84,10 @@ class GroupedConv2D(keras.layers.Conv2D):
             tf.split(kernel, self.groups, axis=-1),
             strict=True,
         )
-        return tf.concat([tf.nn.conv2d(x, k, self.strides, **options) for x, k in parts], axis=-1)
+        # `tf.nn.convolution` has a gradient for dilated kernels on such a CPU, `tf.nn.conv2d` not.
+        return tf.concat(
+            [tf.nn.convolution(x, k, self.strides, **options) for x, k in parts], axis=-1
+        )
 
 
 class _Composite(keras.layers.Layer):

@@ -99,6 +99,8 @@ class ThresholdGate(keras.layers.Layer):
     Call arguments:
         inputs: edge weights, any shape.
         keep: optional boolean tensor of the shape of `inputs`: edges that stay open.
+        threshold: optional; taken in place of the gate's own. Scalar, or a tensor that broadcasts
+            against `inputs`.
 
     Returns:
         Tensor of the shape of `inputs`, float32.
@@ -157,18 +159,18 @@ class ThresholdGate(keras.layers.Layer):
         dtype = gate_dtype(self.compute_dtype)
         return self.edge_scale * tf.sigmoid(tf.cast(self.threshold_logit, dtype))
 
-    def call(self, inputs, keep=None):
+    def call(self, inputs, keep=None, threshold=None):
         """Gates the edge weights, of any shape."""
         edge_weights = tf.cast(inputs, gate_dtype(self.compute_dtype))
         return threshold_gate(
             edge_weights,
-            self.current_threshold(),
+            self.current_threshold() if threshold is None else threshold,
             gate=self.gate,
             sharpness=self.sharpness,
             keep=keep,
         )
 
-    def compute_output_spec(self, inputs, keep=None):
+    def compute_output_spec(self, inputs, keep=None, threshold=None):
         """The output's shape is the input's; its dtype is float32 under every policy."""
         return keras.KerasTensor(inputs.shape, dtype=gate_dtype(self.compute_dtype))
 

@@ -155,9 +155,10 @@ class _RoutedEdges:
     the output, with the strongest edge kept. The masks are constants to the gradient.
     """
 
-    def __init__(self, route, gates):
+    def __init__(self, route, gates, threshold=None):
         self._route = route
         self._gates = gates
+        self._threshold = threshold
         self._logits, self._edge_weights = [], []
         self._is_on, self._columns = [], []
 
@@ -175,7 +176,9 @@ class _RoutedEdges:
         is_on = tf.stack(self._is_on, axis=1)
         is_output = target == len(self._gates)
         keep = strongest_edge(into_target(self._logits), is_on) if is_output else None
-        gated = self._gates[target - 1](into_target(self._edge_weights), keep=keep)
+        gated = self._gates[target - 1](
+            into_target(self._edge_weights), keep=keep, threshold=self._threshold
+        )
         column = gated * tf.cast(is_on, gated.dtype)
         if not is_output:
             self._is_on.append(tf.reduce_any(column > 0, axis=1))
@@ -231,6 +234,8 @@ class GraphStage(keras.layers.Layer):
         inputs: features, (batch, height, width, channels).
         adjacency: optional; taken in place of the wiring's own, as in `with_adjacency`. A dict
             like that of the output.
+        threshold: optional; taken in place of every gate's own. Scalar, or (batch, 1) for one a
+            sample. Wirings without gates do not read it.
 
     Returns:
         Dict: `"features"`, (batch, height', width', channels') in the compute dtype, and
@@ -380,7 +385,7 @@ class GraphStage(keras.layers.Layer):
             )
         return None
 
-    def call(self, inputs, adjacency=None):
+    def call(self, inputs, adjacency=None, threshold=None):
         """Runs the stage's graphs one after the other."""
         found = {}
         features = inputs
@@ -392,7 +397,7 @@ class GraphStage(keras.layers.Layer):
             if adjacency is not None:
                 edges = _FixedEdges(self._given(graph, adjacency))
             else:
-                edges = self._make_edges(graph, tf.shape(features)[0])
+                edges = self._make_edges(graph, tf.shape(features)[0], threshold)
             if self.wiring == "chain" and adjacency is None:
                 for block in blocks[1:]:
                     features = block(features)
@@ -411,7 +416,7 @@ class GraphStage(keras.layers.Layer):
             )
         return tf.cast(adjacency[graph.key], gate_dtype(self.compute_dtype))
 
-    def _make_edges(self, graph, batch_size):
+    def _make_edges(self, graph, batch_size, threshold):
         dtype = gate_dtype(self.compute_dtype)
         if self.wiring in ("chain", "complete", "random"):
             if self.wiring == "random":
@@ -421,7 +426,9 @@ class GraphStage(keras.layers.Layer):
             return _FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
         gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
         if self.wiring == "dynamic":
-            return _RoutedEdges(lambda j, x: self._routers[str(graph.first + j)](x), gates)
+            return _RoutedEdges(
+                lambda j, x: self._routers[str(graph.first + j)](x), gates, threshold
+            )
         sizes = list(range(graph.num_blocks, 0, -1))
         rows = tf.split(tf.cast(self._graph_weights[graph.key], dtype), sizes)
         return _RoutedEdges(
@@ -429,9 +436,10 @@ class GraphStage(keras.layers.Layer):
                 tf.repeat(rows[j][None], batch_size, axis=0), self.edge_scale
             ),
             gates,
+            threshold,
         )
 
-    def compute_output_spec(self, inputs, adjacency=None):
+    def compute_output_spec(self, inputs, adjacency=None, threshold=None):
         """Features in the compute dtype, and a float32 adjacency (batch, N + 1, N + 1) a graph."""
         features = self.blocks[0].compute_output_spec(inputs)
         adjacency = {

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
+import catalog
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -116,18 +118,43 @@ def test_other_settings_of_model_garden_can_be_set():
     records = coco_task.Records("train*", 64)
     recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7}}}')
     assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7
+    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7.5}}}')
+    assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7.5
     recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_los":7}}}')
     with pytest.raises(ValueError, match="box_los"):
         coco_task.experiment(recipe, records, records, 11)
 
 
 @pytest.mark.parametrize(
-    "garden", ['{"trainer":{"train_steps":3}}', '{"task":{"use_coco_metrics":0}}']
+    "garden",
+    [
+        '{"trainer":{"train_steps":3}}',
+        '{"task":{"use_coco_metrics":false}}',
+        '{"task":{"per_category_metrics":true}}',
+        '{"task":{"annotation_file":"val.json"}}',
+    ],
 )
 def test_settings_that_would_not_take_effect_are_refused(garden):
     records = coco_task.Records("train*", 64)
     with pytest.raises(ValueError, match="sets what stands under `task`"):
         coco_task.experiment(tiny("coco_tiny_retinanet", f"garden={garden}"), records, records, 11)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ('{"model":3}', "task.model must be settings by name"),
+        ('{"model":{"backbone":3}}', "task.model.backbone must be settings"),
+        ('{"losses":{"box_loss_weight":"x"}}', "box_loss_weight must be a number"),
+        ('{"losses":{"box_loss_weight":true}}', "box_loss_weight must be a number"),
+        ('{"freeze_backbone":"no"}', "freeze_backbone must be true or false"),
+    ],
+)
+def test_settings_of_another_kind_are_named(task, message):
+    records = coco_task.Records("train*", 64)
+    recipe = tiny("coco_tiny_retinanet", f'garden={{"task":{task}}}')
+    with pytest.raises(ValueError, match=f"garden.*{message}"):
+        coco_task.experiment(recipe, records, records, 11)
 
 
 def truth(boxes, images=(1, 2)):
@@ -224,6 +251,25 @@ def test_routers_learn_at_their_own_rate(data):
         ]
     np.testing.assert_allclose(rates[0.1][0] / rates[1.0][0], 0.1, rtol=1e-4)
     np.testing.assert_allclose(rates[0.1][1], rates[1.0][1], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "frozen"), [("mixed_bfloat16", False), ("mixed_float16", True)])
+def test_a_backbone_learns_in_mixed_precision_unless_it_is_frozen(dtype, frozen, data, tmp_path):
+    with coco_runner._policy(dtype):
+        run = make_run(data, f"dtype={dtype}", f"freeze_backbone={str(frozen).lower()}")
+        run.restore(tmp_path)
+        run.open(tmp_path)
+        backbone = list(run.backbone.variables_by_path.values())
+        heads = run.model.head.trainable_weights
+        before = [v.numpy() for v in (*backbone, *heads)]
+        run.train_to(2)
+        features = run.backbone(tf.zeros((1, 128, 128, 3)))
+    assert {x.dtype.name for x in features.values()} == {dtype.removeprefix("mixed_")}
+    assert {v.dtype.base_dtype.name for v in run.model.weights} == {"float32"}
+    moved = [not np.array_equal(v, b) for v, b in zip((*backbone, *heads), before, strict=True)]
+    assert any(moved[: len(backbone)]) != frozen
+    assert any(moved[len(backbone) :])
 
 
 def make_run(data, *more, init_backbone=None):
@@ -413,6 +459,24 @@ def test_a_classifiers_run_starts_the_backbone(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_timms_weights_start_the_backbone(data, tmp_path):
+    import keras
+
+    import dgnet_keras as dg
+
+    overrides = {"depths": (1, 2, 1, 1), "widths": (8, 8, 16, 16)}
+    static = catalog.randomize(dg.create("resnet18", num_classes=5, wiring="chain", **overrides))
+    catalog.write_timm_file(static, tmp_path / "timm.safetensors")
+    run = make_run(data, "init=static", init_backbone=tmp_path / "timm.safetensors")
+    run.restore(tmp_path / "new")
+    images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype("float32")
+    expected = keras.Model(static.input, static.pyramid_outputs)(images, training=False)
+    for level, x in run.backbone(images, training=False).items():
+        scale = np.abs(x).max()
+        np.testing.assert_allclose(x / scale, expected[f"P{level}"] / scale, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(tmp_path, scenes):
     arguments = ["--data-dir", str(scenes), "--set", "epochs=8", "--set", "evaluation_epochs=8"]
     line = command(tmp_path / "run", *arguments, name="coco_tiny_retinanet")
@@ -502,6 +566,34 @@ def test_folders_that_tensorflow_takes_for_patterns_are_refused(flag, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_records_of_data_that_cannot_be_written_to_are_kept_in_the_workdir(
+    scenes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    data = coco_runner.load_data(tiny(), tmp_path / "run", scenes)
+    assert data.train_records.pattern.startswith(str(tmp_path / "run" / "tfrecords"))
+    with pytest.raises(ValueError, match="--workdir must not contain any"):
+        coco_runner.load_data(tiny(), tmp_path / "a,b", scenes)
+
+
+def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
+    read = []
+
+    def read_image(path):
+        read.append(path)
+        return np.zeros((8, 8, 3), "uint8")
+
+    def predict(run, images):
+        for k, _ in enumerate(images, start=1):
+            assert len(read) == k
+            yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
+
+    monkeypatch.setattr(coco_data, "read_image", read_image)
+    monkeypatch.setattr(coco_export, "predict", predict)
+    coco_export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3
+
+
 def test_a_number_of_pictures_below_none_is_refused(tmp_path):
     line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"--visualize.*-1"):
@@ -509,11 +601,12 @@ def test_a_number_of_pictures_below_none_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["engine", "coco_runner"])  # of `train` and `detection`
+def test_a_missing_package_is_named_with_what_installs_it(module, tmp_path, monkeypatch):
     import train
 
-    monkeypatch.delattr(train, "coco_runner")
-    monkeypatch.setitem(sys.modules, "train.coco_runner", None)
+    monkeypatch.delattr(train, module)
+    monkeypatch.setitem(sys.modules, f"train.{module}", None)
     with pytest.raises(SystemExit, match=r"pip install .*detection"):
         coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")])
 

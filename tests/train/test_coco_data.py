@@ -195,6 +195,10 @@ TRIANGLE = [2, 2, 20, 2, 20, 15]
         {"segmentation": {"size": [30, 20], "counts": [600]}},
         {"segmentation": {"size": [20, 30], "counts": [599]}},
         {"segmentation": {"size": [20, 30], "counts": None}, "iscrowd": 1},
+        {"segmentation": {"size": [20, 30], "counts": ""}},
+        {"segmentation": {"size": [20, 30], "counts": "a"}, "iscrowd": 1},
+        {"segmentation": {"size": [20, 30], "counts": "zzzzzzzzzzzzz"}},
+        {"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]},
         {"bbox": [3, 3, 0, 0]},  # left out of training, but evaluated
     ],
 )
@@ -269,14 +273,12 @@ def test_a_wrong_size_or_file_leaves_no_records(dataset, tmp_path):
     assert not list((tmp_path / "records").iterdir())
 
 
-@pytest.mark.parametrize("broken", ["truncated", "gif"])
-def test_an_image_that_cannot_be_decoded_is_named(dataset, tmp_path, broken):
+@pytest.mark.parametrize(("kind", "cut"), [("JPEG", 200), ("PNG", 30), ("GIF", 0)])
+def test_an_image_that_cannot_be_decoded_is_named(dataset, tmp_path, kind, cut):
     split = coco_data.load_split(*dataset([annotation()]))
     path = split.images_dir / "a.jpg"
-    if broken == "gif":
-        Image.new("RGB", (30, 20)).save(path, "GIF")
-    else:
-        path.write_bytes(path.read_bytes()[:-200])
+    Image.new("RGB", (30, 20)).save(path, kind)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
     with pytest.raises(ValueError, match=r"a\.jpg (is not an image|must be one image)"):
         coco_data.write_records(split, tmp_path / "records", training=True)
     assert not list((tmp_path / "records").iterdir())
