@@ -9,9 +9,9 @@ THIS IS NOT TENSORFLOW SERVING, whose binary cannot be had everywhere. It serves
 and notebooks on this machine (loopback only). The messages are TensorFlow Serving's own protos, the
 loader is the same (`benchmarks.c_api`), the rules for versions and labels, the status codes and the
 JSON follow its published sources; errors may be worded otherwise. Left out: batching, Classify,
-Regress and MultiInference, TLS, monitoring, further tries at a version that failed to load, and
-everything about speed but the computation itself: what is measured here is no measurement of
-TensorFlow Serving.
+Regress and MultiInference, TLS, monitoring, further tries at a version that failed to load, the
+refusal of labels for versions that are not loaded, and everything about speed but the computation
+itself: what is measured here is no measurement of TensorFlow Serving.
 
 May import nothing of this project but `benchmarks.c_api` and `benchmarks.served_models`.
 """

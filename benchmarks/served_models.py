@@ -72,14 +72,8 @@ class Version:
         if name not in self.signatures:
             raise Refused("FAILED_PRECONDITION", f'Serving signature key "{name}" not found.')
         _check_names(set(request.inputs), set(self.signatures[name].inputs))
-        try:
-            inputs = {key: tf.make_ndarray(proto) for key, proto in request.inputs.items()}
-        except (TypeError, ValueError) as error:
-            raise Refused("INVALID_ARGUMENT", f"Invalid tensor: {error}") from error
-        try:
-            outputs = self._run(name, inputs)
-        except c_api.CApiError as error:
-            raise Refused(CODE_NAMES[error.code], str(error)) from error
+        _check_filter(request.output_filter, self.signatures[name].outputs)
+        outputs = self._outputs(name, request.inputs)
         response = predict_pb2.PredictResponse()
         response.model_spec.name = request.model_spec.name
         response.model_spec.version.value = self.number
@@ -87,6 +81,15 @@ class Version:
         for key in request.output_filter or outputs:
             response.outputs[key].CopyFrom(tf.make_tensor_proto(outputs[key]))
         return response
+
+    def _outputs(self, name, tensors):
+        try:
+            inputs = {key: tf.make_ndarray(proto) for key, proto in tensors.items()}
+            return self._run(name, inputs)
+        except c_api.CApiError as error:
+            raise Refused(CODE_NAMES[error.code], str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:  # a dtype unknown, too few values
+            raise Refused("INVALID_ARGUMENT", f"Invalid tensor: {error}") from error
 
     def _warm_up(self, path):
         if not path.exists():
@@ -278,6 +281,12 @@ def _check_names(received, expected):
             f"input size does not match signature: {len(received)}!={len(expected)}. Sent extra: "
             f"{sorted(received - expected)}. Missing but required: {sorted(expected - received)}.",
         )
+
+
+def _check_filter(names, outputs):
+    if unknown := sorted(set(names) - set(outputs)):
+        message = f"output tensor alias not found in signature: {unknown[0]}"
+        raise Refused("INVALID_ARGUMENT", f"{message} Outputs expected: {sorted(outputs)}")
 
 
 def _parse(text):

@@ -4,7 +4,7 @@
         answer = client.predict_jpeg(["robin.jpg", "wren.png"])
         answer["top_labels"][:, 0], answer["probabilities"].max(axis=1)
 
-Imports neither Keras nor, over REST, TensorFlow.
+Runs without Keras and, over REST, without TensorFlow; `dgnet_keras` itself imports both.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from dgnet_keras.transports import (
 )
 
 TRANSPORTS = {"http": Rest, "https": Rest, "grpc": Grpc, "grpcs": Grpc}
+FILE_HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between tries
 
 __all__ = ["Client", "ServingError"]
@@ -38,6 +39,7 @@ class Client:
 
     Threads may share a client over gRPC; over REST give each its own. Pixels travel as text over
     REST (32 images of 224 x 224: 20 MB, seconds): prefer gRPC there, or files (`predict_jpeg`).
+    A label that the server does not know is INVALID_ARGUMENT: so TensorFlow Serving answers.
 
     Args:
         url: "http://host:8501" (REST; a path prefix is allowed), "https://...",
@@ -92,10 +94,10 @@ class Client:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no list of files, or an empty one.
+            ValueError: if it is no list of JPEG and PNG files, or an empty one; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        if isinstance(files, (str, bytes, pathlib.Path)):
+        if isinstance(files, (str, bytes, bytearray, pathlib.Path)):
             raise ValueError(f"`files` must be a list. Received: {_short(files)}")
         read = [_content(file) for file in files]
         if not read:
@@ -150,7 +152,7 @@ class Client:
         Raises:
             ValueError: if the inputs are not the signature's; no request was sent.
             ServingError: if there is no answer, or an error; code "NOT_FOUND" if the server has no
-                such model, version, label or signature.
+                such model, version or signature.
         """
         end = time.monotonic() + self._timeout
         is_cached = self._signatures is not None and signature in self._signatures
@@ -282,6 +284,7 @@ def _check_target(url, version, label):
             "`url` must be like http://host:8501, https://host, grpc://host:8500 or "
             f"grpcs://host:8500. Received: {url!r}"
         )
+    _check_port(url, parts)
     if version is not None and label is not None:
         raise ValueError(f"Give `version` or `label`, not both. Received: {version!r}, {label!r}")
     if version is not None:
@@ -289,6 +292,20 @@ def _check_target(url, version, label):
     if label is not None and (not isinstance(label, str) or not label):
         raise ValueError(f"`label` must be a string. Received: {label!r}")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def _check_port(url, parts):
+    try:
+        is_right = parts.port != 0
+    except ValueError:
+        is_right = False
+    if parts.scheme.startswith("grpc"):
+        is_right = is_right and parts.port is not None and not parts.path.strip("/")
+    if not is_right or parts.query or parts.fragment:
+        raise ValueError(
+            "`url` must end in a port (REST: or in a path, without a query), as "
+            f"grpc://host:8500 does. Received: {url!r}"
+        )
 
 
 def _check_number(name, value, kinds, least, strict=False):
@@ -366,11 +383,17 @@ def _objects(values):
 
 
 def _content(file):
-    if isinstance(file, (bytes, bytearray)):
-        return bytes(file)
-    if not isinstance(file, (str, pathlib.Path)):
+    """The bytes of a JPEG or PNG file."""
+    if not isinstance(file, (bytes, bytearray, str, pathlib.Path)):
         raise ValueError(f"A file must be `bytes` or a path. Received: {_short(file)}")
-    return pathlib.Path(file).read_bytes()
+    is_path = isinstance(file, (str, pathlib.Path))
+    content = pathlib.Path(file).read_bytes() if is_path else bytes(file)
+    if not content.startswith(FILE_HEADERS):
+        name = str(file) if is_path else f"{len(content)} bytes"
+        raise ValueError(
+            f"A file must be a JPEG or PNG. Received: {name}, which begins with {content[:8]!r}"
+        )
+    return content
 
 
 def _short(value):

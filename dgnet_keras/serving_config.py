@@ -174,8 +174,11 @@ def _check_versions(folders, versions, labels):
     for name, folder in folders.items():
         found = found_versions(folder)
         wanted = versions.get(name, found[-1:])
-        if not wanted or not all(isinstance(version, int) for version in wanted):
-            raise ValueError(f"`versions` of {name!r} must be integers. Received: {wanted!r}")
+        is_list = isinstance(wanted, (list, tuple)) and len(wanted) > 0
+        if not is_list or not all(type(version) is int for version in wanted):
+            raise ValueError(
+                f"`versions` of {name!r} must be a list of integers. Received: {wanted!r}"
+            )
         if missing := sorted(set(wanted) - set(found)):
             raise FileNotFoundError(
                 f"Model {name!r} has the versions {found} in {folder}. Received: {missing}"
@@ -184,6 +187,10 @@ def _check_versions(folders, versions, labels):
 
 
 def _check_labels(name, labels, wanted):
+    if not isinstance(labels, dict):
+        raise ValueError(
+            f"`labels` of {name!r} must be a dict of label to version. Received: {labels!r}"
+        )
     for label, version in labels.items():
         if not isinstance(label, str) or not re.fullmatch("[A-Za-z0-9_.-]+", label):
             raise ValueError(
@@ -253,7 +260,7 @@ def health_command(models, port=8501):
     """
     asks = [
         f"exec 3<>/dev/tcp/127.0.0.1/{port} && "
-        f"printf 'GET /v1/models/{name} HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q AVAILABLE <&3"
+        f"printf 'GET /v1/models/{name} HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q '\"AVAILABLE\"' <&3"
         for name in models
     ]
     return " && ".join(asks)
@@ -270,7 +277,7 @@ def _write_all(paths, texts):
     scratches = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
     try:
         for scratch, text in zip(scratches, texts, strict=True):
-            scratch.write_text(text)
+            scratch.write_text(text, encoding="utf-8")
         for scratch, path in zip(scratches, paths, strict=True):
             os.replace(scratch, path)
     finally:

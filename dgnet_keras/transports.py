@@ -10,9 +10,11 @@ Both transports have the same methods, which try once and raise `ServingError`:
 """
 
 import base64
+import concurrent.futures
 import importlib
 import json
 import re
+import threading
 import time
 import urllib.parse
 
@@ -106,7 +108,7 @@ class Rest:
         columns = {name: _to_json(value) for name, value in inputs.items()}
         question = {"signature_name": signature, "inputs": columns}
         body = json.dumps(question, separators=(",", ":"))
-        answer = self._ask("POST", ":predict", end - time.monotonic(), body)["outputs"]
+        answer = self._ask("POST", ":predict", "outputs", end - time.monotonic(), body)["outputs"]
         # The server leaves the name out where there is only one.
         answer = answer if len(outputs) > 1 else {next(iter(outputs)): answer}
         if not isinstance(answer, dict) or set(answer) != set(outputs):
@@ -115,46 +117,37 @@ class Rest:
 
     def metadata(self, timeout):
         """The `GetModelMetadataResponse`."""
-        return self._ask("GET", "/metadata", timeout)
+        return self._ask("GET", "/metadata", "metadata", timeout)
 
     def status(self, timeout):
         """The `GetModelStatusResponse`."""
-        return self._ask("GET", "", timeout)
+        return self._ask("GET", "", "model_version_status", timeout)
 
     def close(self):
         """Closes the connections."""
         self._session.close()
 
-    def _ask(self, method, path, timeout, body=None):
+    def _ask(self, method, path, key, timeout, body=None):
+        """The JSON object of the answer, which has `key`."""
         if timeout <= 0:
             raise ServingError("DEADLINE_EXCEEDED", "the request is too large to write in time")
         try:
-            answer, content = self._exchange(method, path, timeout, body)
-        except self._requests.Timeout as error:
+            status, content = _within(timeout, self._exchange, method, path, timeout, body)
+        except (TimeoutError, self._requests.Timeout) as error:
             raise ServingError("DEADLINE_EXCEEDED", "no answer") from error
         except self._requests.RequestException as error:
             raise ServingError("UNAVAILABLE", _cause(error), reached=False) from error
-        if answer.status_code != 200:
-            code = HTTP_CODES.get(answer.status_code, "UNKNOWN")
-            raise ServingError(code, _error_text(answer.status_code, content))
-        try:
-            return json.loads(content)
-        except ValueError as error:
-            raise ServingError("INTERNAL", f"the answer is no JSON: {content[:100]!r}") from error
+        if status != 200:
+            raise ServingError(HTTP_CODES.get(status, "UNKNOWN"), _error_text(status, content))
+        return _json_object(content, key)
 
     def _exchange(self, method, path, timeout, body):
-        """The response and its content, read bit by bit: requests' own time-out is a read's."""
-        end = time.monotonic() + timeout
+        """HTTP status and content."""
         headers = {"Content-Type": "application/json"}
-        with self._session.request(
-            method, self._path + path, data=body, headers=headers, timeout=timeout, stream=True
-        ) as answer:
-            parts = []
-            while part := answer.raw.read1(1 << 20, decode_content=True):
-                parts.append(part)
-                if time.monotonic() > end:
-                    raise self._requests.Timeout
-            return answer, b"".join(parts)
+        answer = self._session.request(
+            method, self._path + path, data=body, headers=headers, timeout=timeout
+        )
+        return answer.status_code, answer.content
 
 
 class Grpc:
@@ -198,11 +191,12 @@ class Grpc:
         """See the module; `outputs` are not needed: an answer says its dtypes."""
         from tensorflow import make_ndarray, make_tensor_proto
 
+        end = time.monotonic() + timeout
         request = self._apis.predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(make_tensor_proto(value))
-        answer = self._ask(self._predictions.Predict, request, timeout)
+        answer = self._ask(self._predictions.Predict, request, end - time.monotonic())
         arrays = {name: make_ndarray(proto) for name, proto in answer.outputs.items()}
         return {
             name: _as_text(array) if array.dtype == object and not _is_bytes(name) else array
@@ -239,6 +233,36 @@ class Grpc:
             reached = not re.search(UNREACHED, details)
             reason = details if reached else _last_part(details)
             raise ServingError(code, reason, reached=reached) from error
+
+
+def _within(seconds, function, *arguments):
+    """Calls in a thread, because requests' time-out is for each wait for the network.
+
+    Raises:
+        TimeoutError: if it takes longer. The thread goes on until its next wait times out.
+    """
+    future = concurrent.futures.Future()
+
+    def run():
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(seconds)
+
+
+def _json_object(content, key):
+    """The object that a text holds; it must have `key`."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or key not in answer:
+        message = f"the answer must be a JSON object with {key!r}. Received: {content[:100]!r}"
+        raise ServingError("INTERNAL", message)
+    return answer
 
 
 def _is_bytes(name):
