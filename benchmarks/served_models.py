@@ -94,7 +94,7 @@ class Version:
     def _warm_up(self, path):
         if not path.exists():
             return
-        for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             log = prediction_log_pb2.PredictionLog.FromString(record)
             if log.HasField("predict_log"):
                 self.predict(log.predict_log.request)
