@@ -243,7 +243,7 @@ def predict_json(models, spec, body):
         raise Refused("INVALID_ARGUMENT", message)
     name = question.get("signature_name", "serving_default")
     signatures = models.find(spec).signatures
-    if name not in signatures:
+    if not isinstance(name, str) or name not in signatures:
         message = f'Serving signature name: "{name}" not found in signature def'
         raise Refused("INVALID_ARGUMENT", message)
     infos = signatures[name].inputs
