@@ -10,6 +10,7 @@ gets them from there:
 May import nothing of this project.
 """
 
+import contextlib
 import ctypes
 import importlib.machinery
 import pathlib
@@ -20,7 +21,10 @@ import tempfile
 
 import numpy as np
 
-DTYPES = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 9: "int64", 10: "bool", 19: "float16"}
+DTYPES = {
+    **{1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 9: "int64"},
+    **{10: "bool", 17: "uint16", 19: "float16", 22: "uint32", 23: "uint64"},
+}
 CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 STRING = 7
 INVALID_ARGUMENT = 3
@@ -64,15 +68,15 @@ class _Library:
     def __getattr__(self, name):
         part = next(part for part in self._parts if hasattr(part, name))
         function = getattr(part, name)
-        function.restype = ctypes.c_void_p if name in self.POINTERS else ctypes.c_int64
-        if name == "TF_Message":
-            function.restype = ctypes.c_char_p
+        result = ctypes.c_void_p if name in self.POINTERS else ctypes.c_int64
+        # Set once and at once: another thread may be calling this very function.
+        function.restype = ctypes.c_char_p if name == "TF_Message" else result
         setattr(self, name, function)
         return function
 
 
 class SavedModel:
-    """A SavedModel in a session of the C API.
+    """A SavedModel in a session of the C API, which several threads may call at once.
 
     Args:
         directory: of the SavedModel.
@@ -85,17 +89,21 @@ class SavedModel:
     def __init__(self, directory, tensors):
         self._tensors = tensors
         self._api = api = _Library()
-        self._status = ctypes.c_void_p(api.TF_NewStatus())
         self._graph = ctypes.c_void_p(api.TF_NewGraph())
         options = ctypes.c_void_p(api.TF_NewSessionOptions())
         tags = (ctypes.c_char_p * 1)(TAG)
-        self._session = ctypes.c_void_p(
-            api.TF_LoadSessionFromSavedModel(
-                options, None, str(directory).encode(), tags, 1, self._graph, None, self._status
-            )
-        )
-        api.TF_DeleteSessionOptions(options)
-        self._check()
+        try:
+            with self._checked() as status:
+                self._session = ctypes.c_void_p(
+                    api.TF_LoadSessionFromSavedModel(
+                        options, None, str(directory).encode(), tags, 1, self._graph, None, status
+                    )
+                )
+        except CApiError:
+            api.TF_DeleteGraph(self._graph)
+            raise
+        finally:
+            api.TF_DeleteSessionOptions(options)
 
     def __call__(self, signature, inputs):
         """Runs a signature.
@@ -117,13 +125,15 @@ class SavedModel:
         values = (ctypes.c_void_p * len(pairs))(*[tensor for _, tensor in pairs])
         wanted = (_Output * len(names["outputs"]))(*map(self._output, names["outputs"].values()))
         results = (ctypes.c_void_p * len(wanted))()
-        self._api.TF_SessionRun(
-            *(self._session, None, fed, values, len(pairs), wanted, results, len(wanted)),
-            *(None, 0, None, self._status),
-        )
-        for value in values:
-            self._api.TF_DeleteTensor(ctypes.c_void_p(value))
-        self._check()
+        try:
+            with self._checked() as status:
+                self._api.TF_SessionRun(
+                    *(self._session, None, fed, values, len(pairs), wanted, results, len(wanted)),
+                    *(None, 0, None, status),
+                )
+        finally:
+            for value in values:
+                self._api.TF_DeleteTensor(ctypes.c_void_p(value))
         answers = {}
         for name, result in zip(names["outputs"], results, strict=True):
             answers[name] = self._to_array(ctypes.c_void_p(result))
@@ -131,16 +141,24 @@ class SavedModel:
         return answers
 
     def close(self):
-        """Frees the session."""
-        self._api.TF_CloseSession(self._session, self._status)
-        self._api.TF_DeleteSession(self._session, self._status)
+        """Frees the session. No call may be under way."""
+        with self._checked() as status:
+            self._api.TF_CloseSession(self._session, status)
+        with self._checked() as status:
+            self._api.TF_DeleteSession(self._session, status)
         self._api.TF_DeleteGraph(self._graph)
 
-    def _check(self):
-        code = self._api.TF_GetCode(self._status) & 0xFFFFFFFF
-        if code:
-            message = self._api.TF_Message(self._status).decode(errors="replace")
-            raise CApiError(code, message)
+    @contextlib.contextmanager
+    def _checked(self):
+        """Yields a status of its own for one call, and raises what the call left there."""
+        status = ctypes.c_void_p(self._api.TF_NewStatus())
+        try:
+            yield status
+            code = self._api.TF_GetCode(status) & 0xFFFFFFFF
+            if code:
+                raise CApiError(code, self._api.TF_Message(status).decode(errors="replace"))
+        finally:
+            self._api.TF_DeleteStatus(status)
 
     def _output(self, name):
         operation, _, index = name.partition(":")

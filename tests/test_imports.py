@@ -36,7 +36,16 @@ TRAIN_ORDER = (
 
 # The same for the package.
 PACKAGE_ORDER = (
-    *("version", "preprocessing", "layers.gate", "layers.blocks", "layers.router"),
+    *(
+        "version",
+        "transports",
+        "serving",
+        "serving_config",
+        "preprocessing",
+        "layers.gate",
+        "layers.blocks",
+        "layers.router",
+    ),
     *("layers.graph", "layers", "connectivity", "backbones.base"),
     *(f"backbones.{family}" for family in ("mobilenet_v2", "resnet", "resnext", "regnet")),
     *(

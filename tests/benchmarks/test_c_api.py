@@ -1,3 +1,5 @@
+import concurrent.futures
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,11 +25,16 @@ class Echo(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    """Of a request, of the same with empty arrays, and of one that is refused."""
-    directory = str(tmp_path_factory.mktemp("echo"))
+def directory(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("echo"))
     module = Echo()
-    tf.saved_model.save(module, directory, signatures={"serving_default": module.__call__})
+    tf.saved_model.save(module, path, signatures={"serving_default": module.__call__})
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(directory):
+    """Of a request, of the same with empty arrays, and of one that is refused."""
     request = {
         "pixels": np.array([[1, 2], [3, 4], [5, 250]], "uint8")[:, ::-1],  # not contiguous
         "scale": np.float32(0.5),
@@ -59,3 +66,20 @@ def test_a_refusal_has_its_code_and_message(answers):
 def test_what_is_no_saved_model_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="Could not find SavedModel"):
         c_api.run_elsewhere(tmp_path, {}, [])
+
+
+def test_threads_get_their_own_answer_or_refusal(directory):
+    model = c_api.SavedModel(directory, c_api.signature_tensors(directory))
+
+    def ask(k):
+        request = {"pixels": np.full((1, 2), k % 200, "uint8"), "texts": [b"%d" % k]}
+        if k % 3 == 0:
+            with pytest.raises(c_api.CApiError, match="must be positive"):
+                model("serving_default", {**request, "scale": np.float32(0)})
+            return True
+        answer = model("serving_default", {**request, "scale": np.float32(1)})
+        return answer["texts"][0] == b"%d" % k and (answer["scaled"] == k % 200).all()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(2000)))
+    model.close()
