@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def row(name, reference):
     """The cells of one variant."""
     import dgnet_keras as dg
-    from dgnet_keras.__main__ import input_shape, overhead, wiring_parameters
+    from dgnet_keras.commands.listing import input_shape, overhead, wiring_parameters
 
     model = dg.create(name, input_shape=input_shape(name, None))
     counted = dg.count_macs(model)

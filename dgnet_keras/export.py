@@ -196,9 +196,9 @@ def _write_warmup(path, signatures, preprocessing, model_name):
 
 
 def _warmup_value(spec, image_size):
-    """One image, as pixels or encoded, or a threshold."""
+    """One image, as pixels or encoded, or a threshold for it: a batching server takes no scalar."""
     if spec.name == "threshold":
-        return 0.0
+        return [0.0]
     if spec.dtype == tf.string:
         return [tf.io.encode_jpeg(np.zeros((*image_size, 1), "uint8")).numpy()]
     return np.zeros((1, *image_size, spec.shape[-1]))

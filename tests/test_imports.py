@@ -60,6 +60,7 @@ PACKAGE_ORDER = (
         "callbacks",
         "detection",
     ),
+    *("commands", "commands.models", "commands.listing", "commands.plotting", "commands.serving"),
 )
 
 

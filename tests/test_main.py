@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import subprocess
@@ -118,3 +119,94 @@ def test_the_command_prints_nothing_but_its_answer():
     assert not [
         line for line in done.stderr.splitlines() if "absl" not in line and "cuda" not in line
     ]
+
+
+@pytest.fixture
+def served(saved, tmp_path, capsys):
+    """A folder of versions, made by the command."""
+    (tmp_path / "names.txt").write_text("cat\ndog\nemu\n")
+    main(["export", str(saved), str(tmp_path / "served"), "--labels", str(tmp_path / "names.txt")])
+    assert capsys.readouterr().out == f"{tmp_path / 'served' / '1'}\n"
+    return tmp_path / "served"
+
+
+def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, capsys):
+    (image_folder / "cat" / "broken.png").write_bytes(b"broken")
+    Image.open(image_folder / "cat" / "0.png").save(image_folder / "dog" / "moved.gif")
+    answers = []
+    for model in (saved, served, served / "1"):
+        with pytest.raises(SystemExit, match="1"):
+            main(["predict", str(model), str(image_folder), "--json", "--top", "3"])
+        answer = capsys.readouterr()
+        assert "broken.png cannot be decoded" in answer.err
+        answers.append([json.loads(line) for line in answer.out.splitlines()])
+    ours, theirs, again = answers
+    assert len(ours) == 9
+    assert theirs == again
+    assert {p["label"] for p in theirs[0]["predictions"]} == {"cat", "dog", "emu"}
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["image"] == b["image"]
+        for p, q in zip(a["predictions"], b["predictions"], strict=True):
+            assert q["label"] == ("cat", "dog", "emu")[int(p["label"])]
+            assert q["probability"] == pytest.approx(p["probability"], abs=1e-5)
+
+
+def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, capsys, monkeypatch):
+    file = image_folder / "cat" / "0.png"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    main(["predict", str(served), "-", str(file)])
+    head, piped, named = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "label", "probability"]
+    assert piped.split()[0] == "-"
+    assert piped.split()[1:] == named.split()[1:]
+
+
+def test_a_run_is_exported_with_its_classes_and_metrics(saved, tmp_path, capsys):
+    config = {"name": "resnet18", "data": {"class_names": ["a", "b", "c"], "train_images": 9}}
+    (saved.parent / "config.json").write_text(json.dumps(config))
+    (saved.parent / "results.json").write_text('{"test_accuracy": 0.5}')
+    for version in (1, 2):
+        main(["export", str(saved.parent), str(tmp_path / "served")])
+        folder = tmp_path / "served" / str(version)
+        assert (folder / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+        card = json.loads((folder / "model_card.json").read_text())
+        assert card["training"] == {
+            "recipe": {"name": "resnet18"},
+            "data": {"train_images": 9},
+            "metrics": {"test_accuracy": 0.5},
+        }
+
+
+def test_serve_config_writes_the_servers_files(tmp_path, capsys):
+    for version in "12":
+        (tmp_path / "birds" / version).mkdir(parents=True)
+        (tmp_path / "birds" / version / "saved_model.pb").touch()
+    folder, output = str(tmp_path / "birds"), str(tmp_path / "serving")
+    options = ["--versions", "1", "2", "--label", "stable=1"]
+    main(["serve-config", folder, "--output", output, *options])
+    text = (tmp_path / "serving" / "models.config").read_text()
+    assert 'name: "birds"' in text
+    assert 'key: "stable" value: 1' in text
+    assert "docker compose --file" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="already"):
+        main(["serve-config", folder, "--output", output])
+
+
+def test_mistakes_in_serving_are_named(saved, image_folder, tmp_path):
+    (tmp_path / "labels.txt").write_text("one\n")
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["export", str(tmp_path / "gone"), str(tmp_path / "out")], "No model at"),
+        (
+            ["export", str(saved), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.txt")],
+            "3 classes.*1 labels",
+        ),
+        (["predict", str(tmp_path / "empty"), str(image_folder)], "No model at"),
+        (["predict", str(saved), str(tmp_path / "gone.jpg")], "No image at .*gone.jpg"),
+        (["predict", str(saved), str(tmp_path / "empty")], "has no images"),
+        (["predict", str(saved), str(image_folder), "--top", "0"], "--top"),
+        (["serve-config", str(tmp_path / "empty")], "must hold a version"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import tensorflow as tf
 from rich.table import Table
 
 import dgnet_keras as dg
+from dgnet_keras import export
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train import input_pipeline
 from train.checkpoints import write_atomically
@@ -26,8 +27,6 @@ def write_results(run, workdir):
     model, metrics = run.model, run.history[-1]
     best = max(run.history, key=lambda row: row["accuracy"])
     _save_model(model, workdir / "model.keras")
-    if not (workdir / "export" / "1").exists():
-        dg.export_saved_model(model, workdir / "export", labels=list(run.data.class_names))
     if model.adjacency_outputs:
         plot_test_adjacency(run, workdir / "adjacency.png")
     split = "validation" if run.recipe.validation else "test"
@@ -50,6 +49,15 @@ def write_results(run, workdir):
     }
     if "router_health" in metrics:
         results["router_health"] = list(metrics["router_health"].values())
+    if not (workdir / "export" / "1").exists():
+        config = json.loads((workdir / "config.json").read_text())
+        export.write_saved_model(
+            model,
+            workdir / "export",
+            version=1,
+            labels=list(run.data.class_names),
+            training=export.training_record(config, results),
+        )
     write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 

@@ -1,0 +1,167 @@
+"""python -m dgnet_keras plot MODEL IMAGES: pictures of the connectivity that images take."""
+
+import json
+import os
+import pathlib
+import sys
+
+from dgnet_keras.commands.models import load_model
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def add_parsers(commands):
+    """Adds the parser of `plot`, with the function `run`."""
+    plot = commands.add_parser(
+        "plot",
+        help="pictures of the connectivity that images take",
+        description="Draws, for the images of a folder, adjacency by class and by image, the "
+        "graphs, path diversity, nearest images and MACs by image, as PNG files, and writes the "
+        "figures behind them to connectivity.json. Says so if the routers are not in order.",
+        epilog="Example: python -m dgnet_keras plot runs/cifar10 cifar10/test --output pictures",
+    )
+    plot.add_argument("model", help="a .keras file, or the folder of a run")
+    plot.add_argument("images", help="a folder of images, or of class folders of images")
+    plot.add_argument("--output", default="connectivity", help="folder for the pictures")
+    plot.add_argument(
+        "--limit", type=int, default=1000, help="at most so many images, of all classes (1000)"
+    )
+    plot.set_defaults(run=plot_command)
+
+
+def image_files(folder, limit):
+    """Files and class names of up to `limit` images of a folder, evenly from all of them.
+
+    Returns:
+        Tuple of paths, labels (int, or None where there are no class folders) and class names.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No folder of images at {folder}")
+    if limit < 1:
+        raise ValueError(f"`--limit` must be positive. Received: {limit}")
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    found = [
+        (path, label)
+        for label, name in enumerate(classes or [""])
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+    ]
+    if not found:
+        raise ValueError(
+            f"{folder} has no images. Expected {folder}/*.jpg or {folder}/<class>/*.jpg "
+            f"({', '.join(IMAGE_SUFFIXES)})"
+        )
+    count = min(limit, len(found))
+    chosen = [found[k * len(found) // count] for k in range(count)]
+    paths, labels = zip(*chosen, strict=True)
+    return list(paths), list(labels) if classes else None, classes or None
+
+
+def read_images(paths, preprocessing, channels):
+    """Images as a model takes them, and which of the files could be decoded.
+
+    Returns:
+        Tuple of float32 (images, height, width, channels) and indices into `paths`.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    images, kept = [], []
+    for k, path in enumerate(paths):
+        try:
+            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
+        except tf.errors.OpError:
+            print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
+            continue
+        images.append(preprocessing(pixels).numpy())
+        kept.append(k)
+    if not images:
+        raise ValueError("None of the images could be decoded.")
+    return np.stack(images), kept
+
+
+def plot_command(args):
+    """Draws the connectivity of a model on the images of a folder."""
+    import numpy as np
+
+    import dgnet_keras as dg
+    from dgnet_keras import connectivity
+
+    output = pathlib.Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`--output` must be a folder. Received: the file {output}")
+    paths, labels, class_names = image_files(args.images, args.limit)
+    model = load_model(args.model)
+    if not getattr(model, "adjacency_outputs", None):
+        raise ValueError(f"The model of {args.model} has no edges to draw.")
+    inputs, kept = read_images(paths, model.preprocessing, model.input_shape[-1])
+    paths = [paths[k] for k in kept]
+    labels = None if labels is None else np.array([labels[k] for k in kept])
+    adjacency = dg.adjacency(model, inputs)
+    counted = dg.count_macs(model, inputs)
+    titles = [path.name if labels is None else path.parent.name for path in paths]
+    pictures = model.preprocessing.denormalize(inputs).numpy()
+    figures = connectivity_figures(adjacency, pictures, titles, labels, class_names, counted)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(output / f"{name}.png", dpi=130)
+        print(output / f"{name}.png")
+    found = connectivity.path_diversity(adjacency, labels)
+    findings = []
+    if model.wiring == "dynamic" and len(paths) > 1:
+        findings = connectivity.router_health(adjacency)
+    mean_macs = float(counted["per_instance"]["macs"].mean())
+    report = {
+        **found,
+        "macs": {"whole_graph": counted["macs"], "mean_of_images": mean_macs},
+        "router_health": [finding.message for finding in findings],
+    }
+    scratch = output / ".connectivity.json"
+    scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
+    os.replace(scratch, output / "connectivity.json")
+    print(output / "connectivity.json")
+    print(
+        f"{found['images']} images, {found['distinct_paths']} distinct paths, "
+        f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image "
+        f"{mean_macs:,.0f} of {counted['macs']:,}"
+    )
+    for finding in findings:
+        print(f"Warning: {finding.message}")
+
+
+def connectivity_figures(adjacency, pictures, titles, labels, class_names, counted):
+    """Every picture of `visualize`, a dict of name to `Figure`.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        pictures: uint8 (images, height, width, channels).
+        titles: a string for each image.
+        labels: int (images,), or None where there are no classes.
+        class_names: their names, or None.
+        counted: of `count_macs` with these images.
+    """
+    import numpy as np
+
+    from dgnet_keras import visualize
+
+    shown = np.linspace(0, len(titles) - 1, min(8, len(titles))).astype(int)
+    some = {name: matrix[shown] for name, matrix in adjacency.items()}
+    names = class_names or ["all"]
+    by_class = np.zeros(len(titles), int) if labels is None else labels
+    return {
+        "adjacency_by_class": visualize.plot_adjacency_by_class(
+            adjacency, by_class, class_names=names
+        ),
+        "adjacency_by_image": visualize.plot_adjacency_by_image(
+            some, pictures[shown], titles=[titles[k] for k in shown]
+        ),
+        "graph": visualize.plot_graph(adjacency),
+        "path_diversity": visualize.plot_path_diversity(adjacency, labels, class_names=names),
+        "nearest_images": visualize.plot_nearest_images(
+            adjacency, pictures, queries=shown[:5], titles=titles
+        ),
+        "macs": visualize.plot_macs(
+            counted["per_instance"]["macs"], counted["macs"], labels, class_names=names
+        ),
+    }
