@@ -9,6 +9,7 @@ import tensorflow as tf
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ROUNDING = 1e-6  # pixels; more than the error of a size in float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +92,19 @@ class Preprocessing:
         )
 
     def _resize_and_crop(self, images):
-        target = tf.constant(self.image_size, tf.float32)
-        size = tf.cast(tf.shape(images)[-3:-1], tf.float32)
+        # Sizes that end in .5 must be rounded alike in every graph, whatever its optimiser makes of
+        # the division: in float32 some images came out a pixel larger in an export.
+        target = tf.constant(self.image_size, tf.float64)
+        size = tf.cast(tf.shape(images)[-3:-1], tf.float64)
         scale = tf.reduce_max(target / size) / self.crop
         # Of a very long image only the middle is resized: the rest would be cut off anyway, and a
         # strip of pixels would become gigabytes.
         whole = tf.shape(images)[-3:-1]
-        kept = tf.minimum(whole, tf.cast(tf.math.ceil(8 * target / scale), tf.int32) + 2)
+        limit = tf.math.ceil(8 * target / scale - ROUNDING)
+        kept = tf.minimum(whole, tf.cast(limit, tf.int32) + 2)
         y, x = tf.unstack((whole - kept) // 2)
         images = images[..., y : y + kept[0], x : x + kept[1], :]
-        resized = tf.round(tf.cast(kept, tf.float32) * scale)
+        resized = tf.floor(tf.cast(kept, tf.float64) * scale + 0.5 + ROUNDING)
         resized = tf.maximum(tf.cast(resized, tf.int32), self.image_size)
         # Of bytes as they are: a copy as float32 would take four times the memory, and most of the
         # time of a large image.

@@ -1,4 +1,6 @@
 import io
+import json
+import signal
 import subprocess
 import sys
 
@@ -7,8 +9,10 @@ import pytest
 import tensorflow as tf
 from catalog import create
 from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
 
 import dgnet_keras as dg
+from dgnet_keras.export import atomic_directory, model_card
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
         ({"version": 0}, "version.*0"),
         ({"version": "1"}, "version.*'1'"),
         ({"labels": ["a"]}, "3 classes.*1 labels"),
+        ({"labels": ["a", "b\nc", "d"]}, "one line each.*b"),
         ({"image_size": (20, 20)}, r"\(16, 16\).*\(20, 20\).*None, None"),
     ],
 )
@@ -118,3 +123,83 @@ def test_bad_arguments_are_named(model, tmp_path, kwargs, message):
 def test_a_backbone_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="must be a classifier"):
         dg.export_saved_model(create("resnet_basic", num_classes=None), tmp_path)
+
+
+def test_labels_card_and_warmup_stand_beside_the_model(export, model):
+    assert (export / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    card = json.loads((export / "model_card.json").read_text())
+    assert card["model"]["variant"] == "resnet20_cifar"
+    assert card["model"]["wiring"] == "dynamic"
+    assert card["model"]["threshold"] == 0.1
+    assert card["model"]["macs"] == dg.count_macs(model)["macs"]
+    assert dg.Preprocessing(**card["preprocessing"]) == model.preprocessing
+    assert card["training"] is None
+    assert set(card["signatures"]) == set(tf.saved_model.load(str(export)).signatures)
+
+
+def test_every_signature_answers_its_warmup_request(export):
+    loaded = tf.saved_model.load(str(export)).signatures
+    path = str(export / "assets.extra" / "tf_serving_warmup_requests")
+    warmed = set()
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        # A server that batches requests takes no scalar.
+        assert {v.shape[0] for v in inputs.values()} == {1}
+        loaded[request.model_spec.signature_name](**inputs)
+        warmed.add(request.model_spec.signature_name)
+    assert warmed == set(loaded)
+
+
+def test_without_the_serving_api_the_export_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    tiny = create("resnet_cifar_chain", input_shape=(16, 16, 3))
+    with pytest.warns(UserWarning, match="no warm-up requests.*tensorflow-serving-api"):
+        exported = dg.export_saved_model(tiny, tmp_path)
+    assert not (exported / "assets.extra").exists()
+    assert (exported / "saved_model.pb").exists()
+
+
+def test_learned_thresholds_are_in_the_card():
+    model = create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3))
+    card = model_card(model, model.preprocessing, {})
+    found = card["model"]["learned_thresholds"]
+    assert len(found) == 2 + 3
+    np.testing.assert_allclose(list(found.values()), 0.3, rtol=1e-6)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from dgnet_keras.export import atomic_directory
+
+with atomic_directory(pathlib.Path(sys.argv[1]) / "1") as scratch:
+    (scratch / "saved_model.pb").write_text("half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_export_leaves_no_version(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith(".1-"), "what was begun, under a name that no server loads"
+
+
+def test_two_exports_at_once_do_not_mix(tmp_path):
+    target = tmp_path / "1"
+    with atomic_directory(target) as first, atomic_directory(tmp_path / "2") as other:
+        (first / "saved_model.pb").write_text("first")
+        (other / "saved_model.pb").write_text("other")
+        with (
+            pytest.raises(FileExistsError, match="Version 1 exists"),
+            atomic_directory(target) as late,
+        ):
+            (late / "saved_model.pb").write_text("late")
+            target.mkdir()
+            (target / "saved_model.pb").write_text("winner")
+        assert (target / "saved_model.pb").read_text() == "winner"
+        (target / "saved_model.pb").unlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+    assert (target / "saved_model.pb").read_text() == "first"
