@@ -4,10 +4,14 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 
 import pytest
+from catalog import create
 
+import dgnet_keras as dg
+from dgnet_keras.__main__ import parse_args
 from train.configs import RECIPES, Recipe
 
 TRAINING = pathlib.Path(__file__).parents[1] / "docs" / "training.md"
@@ -65,3 +69,47 @@ def test_the_documentation_names_keys_that_recipes_have():
     keys = set(re.findall(r"--set '?(\w+)=", text)) | set(re.findall(r"`(\w+)=[^`]+`", text))
     assert len(keys) > 5
     assert keys - {"key"} <= set(Recipe.__dataclass_fields__)
+
+
+def commands(module):
+    """Arguments of each command of a module in the README and the docs, with the file's name."""
+    root = TRAINING.parents[1]
+    found = []
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(rf"^\.venv/bin/python -m {module} (.*)$", text, re.MULTILINE):
+            found.append((path.name, shlex.split(line, comments=True)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), commands("dgnet_keras"), ids=lambda x: x if isinstance(x, str) else x[0]
+)
+def test_commands_of_the_docs_are_ones_that_there_are(name, arguments):
+    assert callable(parse_args(arguments).run)
+
+
+def test_the_docs_of_serving_name_the_signatures_and_files_of_an_export(tmp_path):
+    text = (TRAINING.parent / "serving.md").read_text()
+    exported = dg.export_saved_model(create("resnet_basic", input_shape=(16, 16, 3)), tmp_path)
+    card = json.loads((exported / "model_card.json").read_text())
+    for name, inputs in card["signatures"].items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert all(f"`{entry['name']}`" in row for entry in inputs)
+    for path in exported.rglob("*"):
+        if path.is_file() and path.parent.name != "variables":
+            assert str(path.relative_to(exported)) in text
+
+
+def test_the_table_of_serving_is_the_benchmarks():
+    root = TRAINING.parents[1]
+    text = (root / "docs" / "serving.md").read_text()
+    for row in json.loads((root / "benchmarks" / "results" / "serving.json").read_text()):
+        one, many = row["batch_1"], row["batch_32"]
+        figures = [
+            f"{1000 * one['seconds']['dynamic']:.0f}",
+            *(f"{one[key]:.2f}" for key in ("dynamic_to_chain", "dynamic_to_predict")),
+            f"{many['images_per_second']['dynamic']:.1f}",
+            *(f"{many[key]:.2f}" for key in ("dynamic_to_chain", "dynamic_to_predict")),
+        ]
+        assert f"| `{row['model']}` | {' | '.join(figures)} |" in text
