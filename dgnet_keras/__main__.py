@@ -1,6 +1,7 @@
 """The command line: python -m dgnet_keras list|info|plot|export|predict|serve-config."""
 
 import argparse
+import os
 import sys
 
 from dgnet_keras.commands import listing, plotting, serving
@@ -24,6 +25,9 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:  # whoever read the answers has enough of them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"dgnet_keras: {error}")
 

@@ -80,16 +80,16 @@ def write_saved_model(model, directory, *, version, labels=None, image_size=None
     """
     preprocessing = _check(model, version, labels, image_size)
     labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
-    broken = [label for label in labels if len(label.splitlines()) > 1]
+    broken = [label for label in labels if label.splitlines() != [label]]
     if broken:
-        raise ValueError(f"`labels` must be of one line each. Received: {broken[0]!r}")
+        raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
     target = pathlib.Path(directory) / str(version)
     with atomic_directory(target) as scratch:
         module = ServingModule(model, preprocessing, labels)
         signatures = module.signatures()
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / LABELS
-            file.write_text("".join(f"{label}\n" for label in labels))
+            file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
             module.labels_file = tf.saved_model.Asset(str(file))
             tf.saved_model.save(
                 module,
@@ -208,8 +208,10 @@ def _check(model, version, labels, image_size):
     """Returns the preprocessing to export with."""
     if not hasattr(model, "num_classes"):
         raise ValueError(f"`model` must be a classifier of dgnet_keras. Received: {model}")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"`version` must be a positive integer. Received: {version!r}")
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
+        raise ValueError(f"`version` must be a positive integer of 64 bits. Received: {version!r}")
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"`labels` must be a list of strings. Received: {labels!r}")
     if labels is not None and len(labels) != model.num_classes:
         raise ValueError(
             f"`labels` must name the model's {model.num_classes} classes. Received: "
@@ -219,6 +221,11 @@ def _check(model, version, labels, image_size):
     if image_size is not None:
         config = {**preprocessing.to_config(), "image_size": image_size}
         preprocessing = type(preprocessing)(**config)
+    if np.prod(preprocessing.image_size, dtype=float) > MAX_PIXELS:
+        raise ValueError(
+            f"`image_size` must have at most {MAX_PIXELS} pixels. "
+            f"Received: {preprocessing.image_size}"
+        )
     expected = model.input_shape[1:3]
     if any(e not in (None, s) for e, s in zip(expected, preprocessing.image_size, strict=True)):
         raise ValueError(

@@ -97,7 +97,7 @@ class Client:
             ValueError: if it is no list of JPEG and PNG files, or an empty one; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        if isinstance(files, (str, bytes, bytearray, pathlib.Path)):
+        if not isinstance(files, (list, tuple, np.ndarray)):
             raise ValueError(f"`files` must be a list. Received: {_short(files)}")
         read = [_content(file) for file in files]
         if not read:
@@ -310,7 +310,7 @@ def _check_port(url, parts):
 
 def _check_number(name, value, kinds, least, strict=False):
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or value < least or (strict and value == least):
+    if not is_number or not least <= value < 2**63 or (strict and value == least):
         kind = "an integer" if kinds is int else "a number"
         bound = f"> {least}" if strict else f">= {least}"
         raise ValueError(f"`{name}` must be {kind} {bound}. Received: {value!r}")

@@ -7,6 +7,7 @@ import tensorflow as tf
 from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
+from dgnet_keras.backbones.base import adjacency_at
 
 pytestmark = pytest.mark.parametrize("row", CATALOG)
 
@@ -103,6 +104,12 @@ def test_mixed_precision_keeps_logits_and_adjacency_in_float32(row, policy):
     assert {o.dtype for o in [model.output, *model.adjacency_outputs.values()]} == {"float32"}
     assert model.backbone.stages[0].compute_dtype == policy.removeprefix("mixed_")
     assert np.isfinite(model(images())).all()
+    # The model's own threshold, which the compute dtype would round.
+    threshold = tf.constant(model.backbone.get_config()["threshold"])
+    at_threshold = adjacency_at(model, tf.constant(images()), threshold)
+    for name, matrix in dg.adjacency(model, images()).items():
+        assert at_threshold[name].dtype == tf.float32
+        np.testing.assert_array_equal(at_threshold[name] > 0, matrix > 0)
     config = model.get_config()
     keras.config.set_dtype_policy("float32")
     assert dg.Classifier.from_config(config).backbone.stages[0].dtype_policy.name == policy

@@ -111,6 +111,10 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
         ({"version": "1"}, "version.*'1'"),
         ({"labels": ["a"]}, "3 classes.*1 labels"),
         ({"labels": ["a", "b\nc", "d"]}, "one line each.*b"),
+        ({"labels": ["a\n", "b\n", "c\n"]}, "one line each.*a"),
+        ({"labels": "abc"}, "list of strings.*abc"),
+        ({"version": 2**63}, "64 bits"),
+        ({"image_size": (10**5, 10**5)}, "at most 67108864 pixels"),
         ({"image_size": (20, 20)}, r"\(16, 16\).*\(20, 20\).*None, None"),
     ],
 )

@@ -1,5 +1,6 @@
 import io
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -210,3 +211,42 @@ def test_mistakes_in_serving_are_named(saved, image_folder, tmp_path):
         with pytest.raises(SystemExit, match=message):
             main(arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_cannot_be_classified_cost_no_other_its_answer(served, tmp_path, capsys):
+    folder = tmp_path / "odd"
+    (folder / "folder.png").mkdir(parents=True)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    Image.new("L", (8200, 8200)).save(folder / "huge.png")
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), "uint8"))
+    palette = colours.quantize(64)
+    palette.save(folder / "palette.bmp")
+    palette.convert("RGB").save(folder / "plain.png")
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", str(served), str(folder), "--json", "--top", "3"])
+    answer = capsys.readouterr()
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [pathlib.Path(row["image"]).name for row in found] == ["palette.bmp", "plain.png"]
+    assert found[0]["predictions"] == found[1]["predictions"]
+    assert "huge.png" in answer.err
+    assert "gone.png" in answer.err
+
+
+def test_exports_that_are_damaged_are_named(served, image_folder, tmp_path):
+    labels = served / "1" / "assets" / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    with pytest.raises(SystemExit, match=r"each of 3 classes, got \['cat', 'dog'\]"):
+        main(["predict", str(served), str(image_folder)])
+    (served / "1" / "saved_model.pb").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match="cannot be read as a SavedModel"):
+        main(["predict", str(served), str(image_folder)])
+    with pytest.raises(SystemExit, match="names one version"):
+        main(["serve-config", str(served), "--label", "a=1", "--label", "a=2"])
+
+
+def test_labels_of_windows_are_read(saved, tmp_path, capsys):
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nemu\r\n")
+    (tmp_path / "served" / "3").mkdir(parents=True)  # of no export, and taken all the same
+    main(["export", str(saved), str(tmp_path / "served"), "--labels", str(tmp_path / "names.txt")])
+    assets = tmp_path / "served" / "4" / "assets"
+    assert (assets / "labels.txt").read_text() == "cat\ndog\nemu\n"

@@ -16,7 +16,7 @@ def load_model(path):
         )
     try:
         return keras.saving.load_model(file, compile=False)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: unknown custom layers
+    except (OSError, ValueError, TypeError, KeyError) as error:  # TypeError: unknown custom layers
         raise ValueError(f"{file} cannot be read as a Keras model: {error}") from error
 
 
@@ -28,6 +28,27 @@ def run_record(path):
 
     Returns:
         Tuple of two dicts, empty for a file, or where there are none.
+
+    Raises:
+        ValueError: if one of them cannot be read.
     """
-    files = [pathlib.Path(path) / name for name in ("config.json", "results.json")]
-    return tuple(json.loads(file.read_text()) if file.exists() else {} for file in files)
+    return tuple(
+        _read_record(pathlib.Path(path) / f"{name}.json") for name in ("config", "results")
+    )
+
+
+def class_names(config):
+    """Names of the classes that a run's `config.json` tells, or None."""
+    return config.get("data", {}).get("class_names")
+
+
+def _read_record(file):
+    if not file.exists():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("data", {}), dict):
+        raise ValueError(f"{file} is not the record of a run")
+    return record

@@ -1,11 +1,14 @@
 """python -m dgnet_keras export | predict | serve-config: from a trained model to a server."""
 
 import argparse
+import collections.abc
+import dataclasses
+import io
 import json
 import pathlib
 import sys
 
-from dgnet_keras.commands.models import load_model, run_record
+from dgnet_keras.commands.models import class_names, load_model, run_record
 
 BATCH_SIZE = 32
 TABLE_ROW = "{:<40}  {:<24}  {:>11}"
@@ -106,16 +109,16 @@ def _label(text):
 def export_command(args):
     """Exports a model, and prints where."""
     from dgnet_keras.export import training_record, write_saved_model
-    from dgnet_keras.serving_config import found_versions
 
     model = load_model(args.model)
     config, results = run_record(args.model)
-    labels = config.get("data", {}).get("class_names")
+    labels = class_names(config)
     if args.labels:
-        labels = pathlib.Path(args.labels).read_text().splitlines()
+        labels = _read_lines(pathlib.Path(args.labels))
     version = args.version
     if version is None:
-        version = max([0, *found_versions(pathlib.Path(args.directory))]) + 1
+        folders = pathlib.Path(args.directory).glob("[0-9]*")
+        version = max([0, *(int(path.name) for path in folders if path.name.isdecimal())]) + 1
     target = write_saved_model(
         model,
         args.directory,
@@ -132,6 +135,8 @@ def serve_config_command(args):
     from dgnet_keras.serving_config import write_serving_config
 
     name = args.name or pathlib.Path(args.directory).resolve().name
+    if len(dict(args.labels)) < len(args.labels):
+        raise ValueError(f"A `--label` names one version. Received: {args.labels}")
     paths = write_serving_config(
         {name: args.directory},
         args.output,
@@ -153,16 +158,17 @@ def predict_command(args):
     if args.top < 1:
         raise ValueError(f"`--top` must be positive. Received: {args.top}")
     files = list(_image_files(args.images))
-    classify, labels = open_classifier(args.model)
+    classifier = open_classifier(args.model)
     if not args.json:
         print(TABLE_ROW.format("image", "label", "probability"))
     skipped = 0
     for start in range(0, len(files), BATCH_SIZE):
-        names, contents = _readable(files[start : start + BATCH_SIZE])
-        skipped += len(files[start : start + BATCH_SIZE]) - len(names)
+        batch = files[start : start + BATCH_SIZE]
+        names, contents = _readable(batch, classifier.channels)
+        skipped += len(batch) - len(names)
         if names:
-            for name, probabilities in zip(names, classify(contents), strict=True):
-                _print_answer(name, probabilities, labels, args)
+            for name, row in zip(names, classifier.classify(contents), strict=True):
+                _print_answer(name, row, classifier.labels, args)
     if skipped:
         sys.exit(1)
 
@@ -187,7 +193,9 @@ def _image_files(arguments):
         if argument == "-":
             yield "-", None
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
+            )
             if not found:
                 raise ValueError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})")
             yield from ((str(p), p) for p in found)
@@ -197,39 +205,66 @@ def _image_files(arguments):
             raise FileNotFoundError(f"No image at {path}")
 
 
-def _readable(files):
-    """Names and contents, JPEG or PNG, of the files that can be decoded; the others are named."""
+def _readable(files, channels):
+    """Names and contents, JPEG or PNG, of the files that can be classified; others are named."""
     import tensorflow as tf
+    from PIL import Image
 
     names, contents = [], []
     for name, path in files:
-        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
         try:
-            pixels = tf.io.decode_image(content, expand_animations=False)
-        except tf.errors.OpError:
-            print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
+            content = _served_content(path, channels)
+        except (OSError, tf.errors.OpError, Image.DecompressionBombError) as error:
+            reason = str(error).splitlines()[0] if isinstance(error, FileNotFoundError) else ""
+            print(f"Skipped: {name} cannot be decoded {reason}".rstrip(), file=sys.stderr)
             continue
-        if not content.startswith((b"\xff\xd8\xff", b"\x89PNG")):  # an export takes no other
-            content = tf.io.encode_png(pixels).numpy()
         names.append(name)
         contents.append(content)
     return names, contents
 
 
+def _served_content(path, channels):
+    """An image's content as an export takes it: within its limits, JPEG or PNG."""
+    import tensorflow as tf
+    from PIL import Image
+
+    from dgnet_keras.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
+
+    content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    if not content.startswith((JPEG_HEADER, PNG_HEADER)):
+        buffer = io.BytesIO()  # by Pillow: TensorFlow takes a BMP's palette for grey levels
+        Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
+        content = buffer.getvalue()
+    tf.io.decode_image(check_encoded(0, content), channels, expand_animations=False)
+    return content
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier:
+    """A model as the command needs it.
+
+    Attributes:
+        classify: function of a list of JPEG or PNG files (bytes) to probabilities, float32
+            (images, classes).
+        labels: list of strings, one a class.
+        channels: of the images.
+    """
+
+    classify: collections.abc.Callable
+    labels: list[str]
+    channels: int
+
+
 def open_classifier(path):
-    """A function that classifies encoded images, and the names of its classes.
+    """The `ImageClassifier` at a path.
 
     Args:
         path: a .keras file, the folder of a run, a SavedModel, or a folder of its versions, of
             which the newest is taken.
 
-    Returns:
-        Tuple of a function of a list of JPEG or PNG files (bytes) to probabilities, float32
-        (images, classes), and a list of strings.
-
     Raises:
         FileNotFoundError: if there is no model.
-        ValueError: if it cannot be read, or is no classifier's export.
+        ValueError: if it cannot be read, or is no classifier.
     """
     from dgnet_keras.serving_config import found_versions
 
@@ -239,25 +274,56 @@ def open_classifier(path):
         folder = path / str(versions[-1]) if versions else path
         if (folder / "saved_model.pb").exists():
             return _open_saved_model(folder)
+        raise FileNotFoundError(
+            f"No model at {path}. Expected a .keras file, or the folder of a finished run, of a "
+            "SavedModel, or of its versions"
+        )
     model = load_model(path)
-    names = run_record(path)[0].get("data", {}).get("class_names")
-    return _keras_classifier(model), names or [str(k) for k in range(model.num_classes)]
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"The model of {path} is not a classifier of dgnet_keras.")
+    labels = class_names(run_record(path)[0]) or [str(k) for k in range(model.num_classes)]
+    _check_labels(labels, model.num_classes, path)
+    return ImageClassifier(_keras_classify(model), labels, model.input_shape[-1])
 
 
 def _open_saved_model(folder):
     import tensorflow as tf
 
-    signatures = tf.saved_model.load(str(folder)).signatures
-    labels = folder / "assets" / "labels.txt"
+    try:
+        signatures = tf.saved_model.load(str(folder)).signatures
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} cannot be read as a SavedModel: {reason}") from error
+    file, names = folder / "assets" / "labels.txt", ("serving_default", "predict_jpeg")
     outputs = getattr(signatures.get("predict_jpeg"), "structured_outputs", {})
-    if "probabilities" not in outputs or not labels.exists():
+    shape = outputs["probabilities"].shape if "probabilities" in outputs else None
+    if not file.exists() or shape is None or shape.rank != 2 or set(names) - set(signatures):
         raise ValueError(f"{folder} is not a classifier's export: see `export`")
+    labels = _read_lines(file)
+    _check_labels(labels, shape[-1], file)
+    (images,) = signatures["serving_default"].structured_input_signature[1].values()
     predict = signatures["predict_jpeg"]
-    names = labels.read_text().splitlines()
-    return lambda files: predict(tf.constant(files))["probabilities"].numpy(), names
+    return ImageClassifier(
+        lambda files: predict(tf.constant(files))["probabilities"].numpy(),
+        labels,
+        images.shape[-1],
+    )
 
 
-def _keras_classifier(model):
+def _check_labels(labels, count, source):
+    if len(labels) != count:
+        raise ValueError(f"{source}: expected a name for each of {count} classes, got {labels}")
+
+
+def _read_lines(path):
+    """Lines of a text file; Windows' byte order mark and line ends are left out."""
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+
+
+def _keras_classify(model):
     import numpy as np
     import tensorflow as tf
 

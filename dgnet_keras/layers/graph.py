@@ -262,7 +262,8 @@ class GraphStage(keras.layers.Layer):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
+        super().__init__(autocast=False, **kwargs)
         check_choice("wiring", wiring, WIRINGS)
         check_choice("init", init, INITS)
         if edge_scale is None:
