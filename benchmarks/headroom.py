@@ -49,7 +49,8 @@ def rewired(model, images, own, change):
     """
     import tensorflow as tf
 
-    from dgnet_keras.layers.graph import GraphStage, aggregate
+    from dgnet_keras.layers.aggregation import aggregate
+    from dgnet_keras.layers.graph import GraphStage
 
     pooled = {}
     x = images

@@ -1,9 +1,9 @@
 """Convolutional blocks: the nodes of a graph. A block is tensor in, tensor out."""
 
-import functools
-
 import keras
 import tensorflow as tf
+
+from dgnet_keras.layers.devices import cpu_takes_grouped_kernels, has_accelerator
 
 
 def symmetric_padding(kernel_size):
@@ -26,29 +26,6 @@ def check_divides(divisor_name, divisor, **values):
                 f"`{divisor_name}` must divide `{name}`. Received: {divisor_name}={divisor}, "
                 f"{name}={value}"
             )
-
-
-@functools.lru_cache
-def cpu_takes_grouped_kernels(dtype):
-    """Whether `tf.nn.conv2d` and its gradients take grouped kernels of `dtype` on this CPU.
-
-    They do with oneDNN (TensorFlow's default on x86); without it the gradients fail.
-    """
-    # `init_scope` runs this at once, also while a graph is built; it pauses gradient tapes.
-    with tf.init_scope(), tf.device("/cpu:0"):
-        images, kernel = tf.ones((1, 3, 3, 4), dtype), tf.ones((3, 3, 2, 4), dtype)
-        options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-        try:
-            value = tf.nn.conv2d(images, kernel, **options)
-            tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=images.shape, filter=kernel, out_backprop=value, **options
-            )
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=images, filter_sizes=kernel.shape, out_backprop=value, **options
-            )
-        except tf.errors.OpError:
-            return False
-    return True
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -74,10 +51,7 @@ class GroupedConv2D(keras.layers.Conv2D):
             return tf.nn.depthwise_conv2d(
                 inputs, tf.reshape(kernel, shape), (1, *self.strides, 1), **options
             )
-        accelerated = tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices(
-            "TPU"
-        )
-        if accelerated or cpu_takes_grouped_kernels(inputs.dtype):
+        if has_accelerator() or cpu_takes_grouped_kernels(inputs.dtype):
             return tf.nn.conv2d(inputs, kernel, self.strides, **options)
         parts = zip(
             tf.split(inputs, self.groups, axis=-1),

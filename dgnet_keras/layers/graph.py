@@ -7,46 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.layers.aggregation import Features
 from dgnet_keras.layers.gate import ThresholdGate, check_choice, check_threshold, gate_dtype
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
 
 WIRINGS = ("dynamic", "chain", "learned", "random", "complete")
 INITS = ("open", "static")
-
-
-def aggregate(column, features):
-    """`sum_j column[:, j] * features[j]`: what a node takes in.
-
-    Equals `tf.einsum("bj,jbhwc->bhwc", column, tf.stack(features))`, forward and backward,
-    without the stacked copy: the backward pass uses the cached column of the adjacency and the
-    nodes' own outputs.
-
-    Args:
-        column: the node's column of the adjacency, (batch, sources), float32 or float64.
-        features: the sources' outputs, a list of tensors (batch, height, width, channels).
-
-    Returns:
-        Tensor (batch, height, width, channels) of the features' dtype.
-    """
-
-    def scale(weight, x):
-        return tf.reshape(tf.cast(weight, x.dtype), [-1, 1, 1, 1]) * x
-
-    @tf.custom_gradient
-    def apply(column, *features):
-        weights = tf.unstack(column, axis=1)
-        total = tf.add_n([scale(w, x) for w, x in zip(weights, features, strict=True)])
-
-        def gradient(upstream):
-            wide = tf.cast(upstream, column.dtype)
-            products = [
-                tf.reduce_sum(wide * tf.cast(x, column.dtype), axis=(1, 2, 3)) for x in features
-            ]
-            return tf.stack(products, axis=1), *(scale(w, upstream) for w in weights)
-
-        return total, gradient
-
-    return apply(column, *features)
 
 
 def strongest_edge(logits, is_on):
@@ -134,10 +100,12 @@ class _Graph:
 class _FixedEdges:
     """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run."""
 
+    needs_pooled = False
+
     def __init__(self, adjacency):
         self._adjacency = adjacency
 
-    def add_source(self, features):
+    def add_source(self, pooled):
         pass
 
     def column(self, target):
@@ -155,15 +123,16 @@ class _RoutedEdges:
     the output, with the strongest edge kept. The masks are constants to the gradient.
     """
 
-    def __init__(self, route, gates, threshold=None):
+    def __init__(self, route, gates, *, needs_pooled, threshold=None):
+        self.needs_pooled = needs_pooled
         self._route = route
         self._gates = gates
         self._threshold = threshold
         self._logits, self._edge_weights = [], []
         self._is_on, self._columns = [], []
 
-    def add_source(self, features):
-        edges = self._route(len(self._logits), features)
+    def add_source(self, pooled):
+        edges = self._route(len(self._logits), pooled)
         self._logits.append(tf.unstack(edges["logits"], axis=1))
         self._edge_weights.append(tf.unstack(edges["edge_weights"], axis=1))
         if not self._is_on:
@@ -428,16 +397,20 @@ class GraphStage(keras.layers.Layer):
         gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
         if self.wiring == "dynamic":
             return _RoutedEdges(
-                lambda j, x: self._routers[str(graph.first + j)](x), gates, threshold
+                lambda j, pooled: self._routers[str(graph.first + j)](pooled),
+                gates,
+                needs_pooled=True,
+                threshold=threshold,
             )
         sizes = list(range(graph.num_blocks, 0, -1))
         rows = tf.split(tf.cast(self._graph_weights[graph.key], dtype), sizes)
         return _RoutedEdges(
-            lambda j, x: edge_weights_from_logits(
+            lambda j, _: edge_weights_from_logits(
                 tf.repeat(rows[j][None], batch_size, axis=0), self.edge_scale
             ),
             gates,
-            threshold,
+            needs_pooled=False,
+            threshold=threshold,
         )
 
     def compute_output_spec(self, inputs, adjacency=None, threshold=None):
@@ -477,12 +450,11 @@ class GraphStage(keras.layers.Layer):
 
 def _run_graph(blocks, features, edges):
     """Runs the nodes after the first, and returns what the output node takes in."""
-    outputs = [features]
-    edges.add_source(features)
+    sources = Features(len(blocks), pool=edges.needs_pooled)
+    edges.add_source(sources.add(features))
     for i, block in enumerate(blocks[1:], start=1):
-        outputs.append(block(aggregate(edges.column(i), outputs)))
-        edges.add_source(outputs[-1])
-    return aggregate(edges.column(len(blocks)), outputs)
+        edges.add_source(sources.add(block(sources.aggregate(edges.column(i)))))
+    return sources.aggregate(edges.column(len(blocks)))
 
 
 def _check_init(init, threshold, edge_scale):

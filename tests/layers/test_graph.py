@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dgnet_keras.layers import GraphStage
 from dgnet_keras.layers.blocks import BasicBlock
-from dgnet_keras.layers.graph import aggregate
+from dgnet_keras.layers.aggregation import aggregate
 
 WIRINGS = ["dynamic", "chain", "learned", "random", "complete"]
 

@@ -1,0 +1,148 @@
+"""Aggregation: what a node takes in, the sum of the earlier nodes' features by edge weight.
+
+It moves bytes and computes little, so what counts is how often a feature map is read and
+written. `docs/performance.md` has the measurements behind each choice here.
+"""
+
+import tensorflow as tf
+
+from dgnet_keras.layers.devices import has_accelerator
+from dgnet_keras.layers.gate import gate_dtype
+
+
+def aggregate(column, features):
+    """`sum_j column[:, j] * features[j]`: what a node takes in.
+
+    Equals `tf.einsum("bj,jbhwc->bhwc", column, tf.stack(features))`, forward and backward,
+    without the stacked copy.
+
+    Args:
+        column: the node's column of the adjacency, (batch, sources), float32 or float64.
+        features: the sources' outputs, a list of tensors (batch, height, width, channels).
+
+    Returns:
+        Tensor (batch, height, width, channels) of the features' dtype.
+    """
+
+    @tf.custom_gradient
+    def apply(column, *features):
+        weights = tf.unstack(column, axis=1)
+
+        def gradient(upstream):
+            return _column_gradient(upstream, features, column.dtype), *(
+                _scale(weight, upstream) for weight in weights
+            )
+
+        return _weighted_sum(weights, features), gradient
+
+    return apply(column, *features)
+
+
+class Features:
+    """The features of a graph's nodes, and the sums of them that later nodes take in.
+
+    Equals `aggregate` for each node, forward and backward, and does less in the backward pass.
+    There, source j's gradient is `sum_i A[:, j, i] * g_i` over the gradients g_i of what its
+    targets took in. TensorFlow adds up a tensor's gradients as they come, so with `aggregate`
+    alone each edge's product waits in memory, for up to N (N + 1) / 2 maps a graph. Here `add`
+    gives each target a reference of its own, whose gradient is g_i itself, not yet scaled; when
+    all have come, one sum over them is made with the cached adjacency. The gradient of the
+    pooled features joins it.
+
+    Args:
+        num_nodes: N, the number of nodes that are added.
+        pool: whether `add` gives pooled features.
+    """
+
+    def __init__(self, num_nodes, *, pool):
+        self._num_nodes = num_nodes
+        self._pool = pool
+        self._references = []
+        self._weights = []
+
+    def add(self, features):
+        """Adds the next node's features, (batch, height, width, channels).
+
+        Returns:
+            Their mean over height and width, (batch, 1, 1, channels), float32 (float64 for
+            float64 features), or None without pooling.
+        """
+        source = len(self._references)
+
+        @tf.custom_gradient
+        def refer(x):
+            pooled = [_pool(x)] if self._pool else []
+
+            def gradient(*upstreams):
+                weights = [column[source] for column in self._weights[source:]]
+                total = _weighted_sum(weights, upstreams[: len(weights)])
+                if self._pool:
+                    shape = tf.shape(x)
+                    area = tf.cast(shape[1] * shape[2], upstreams[-1].dtype)
+                    total += tf.cast(upstreams[-1] / area, x.dtype)
+                return total
+
+            return [x] * (self._num_nodes - source) + pooled, gradient
+
+        outputs = refer(features)
+        self._references.append(outputs[: self._num_nodes - source])
+        return outputs[-1] if self._pool else None
+
+    def aggregate(self, column):
+        """What the next node takes in, by its column of the adjacency, (batch, sources)."""
+        target = len(self._references)
+        sources = [r[target - 1 - j] for j, r in enumerate(self._references)]
+
+        @tf.custom_gradient
+        def apply(column, *features):
+            weights = tf.unstack(column, axis=1)
+            self._weights.append(weights)
+
+            def gradient(upstream):
+                # The sources scale `upstream` for themselves, in the gradient of `add`.
+                return _column_gradient(upstream, features, column.dtype), *(
+                    upstream for _ in features
+                )
+
+            return _weighted_sum(weights, features), gradient
+
+        return apply(column, *sources)
+
+
+def _scale(weight, features):
+    return tf.reshape(tf.cast(weight, features.dtype), [-1, 1, 1, 1]) * features
+
+
+def _weighted_sum(weights, features):
+    """`sum_j weights[j] * features[j]`; weights (batch,), features (batch, height, ...)."""
+    return tf.add_n([_scale(w, x) for w, x in zip(weights, features, strict=True)])
+
+
+def _column_gradient(upstream, features, dtype):
+    """A column's gradient, (batch, sources): inner products of `upstream` and the features."""
+    return tf.stack([_inner_product(upstream, x, dtype) for x in features], axis=1)
+
+
+def _inner_product(a, b, dtype):
+    """Inner product of each sample's features, (batch,), computed in `dtype`.
+
+    On a CPU a matrix product, which reads each map once and writes none. On accelerators XLA
+    fuses the product and the sum, which it would not do with a matrix product.
+    """
+    a, b = tf.cast(a, dtype), tf.cast(b, dtype)
+    if has_accelerator():
+        return tf.reduce_sum(a * b, axis=(1, 2, 3))
+    shape = tf.shape(a)
+    # Sizes in full: reshape cannot infer one of an empty batch.
+    row = tf.stack([shape[0], 1, tf.reduce_prod(shape[1:])])
+    products = tf.matmul(tf.reshape(a, row), tf.reshape(b, row), transpose_b=True)
+    return tf.reshape(products, shape[:1])
+
+
+def _pool(features):
+    """Mean over height and width, (batch, 1, 1, channels)."""
+    x = tf.cast(features, gate_dtype(features.dtype))
+    shape = tf.shape(x)
+    # Over one axis: TensorFlow's sum over two neighbouring axes is slower on a CPU.
+    flat = tf.reshape(x, tf.stack([shape[0], shape[1] * shape[2], x.shape[3]]))
+    return tf.reduce_mean(flat, axis=1)[:, None, None, :]
