@@ -8,6 +8,10 @@ import tensorflow as tf
 
 from dgnet_keras.layers.devices import has_accelerator
 from dgnet_keras.layers.gate import gate_dtype
+from dgnet_keras.layers.rebuild import mark_rebuildable
+
+# Sums of at most so many features are made again in the backward pass rather than kept.
+REBUILT_SOURCES = 3
 
 
 def aggregate(column, features):
@@ -106,7 +110,11 @@ class Features:
 
             return _weighted_sum(weights, features), gradient
 
-        return apply(column, *sources)
+        total = apply(column, *sources)
+        if len(sources) <= REBUILT_SOURCES:
+            weights = self._weights[-1]
+            mark_rebuildable(total, lambda: _weighted_sum_now(weights, sources))
+        return total
 
 
 def _scale(weight, features):
@@ -116,6 +124,11 @@ def _scale(weight, features):
 def _weighted_sum(weights, features):
     """`sum_j weights[j] * features[j]`; weights (batch,), features (batch, height, ...)."""
     return tf.add_n([_scale(w, x) for w, x in zip(weights, features, strict=True)])
+
+
+def _weighted_sum_now(weights, features):
+    """`_weighted_sum` anew: equal operations on other tensors, which TensorFlow does not merge."""
+    return _weighted_sum([tf.identity(w) for w in weights], features)
 
 
 def _column_gradient(upstream, features, dtype):

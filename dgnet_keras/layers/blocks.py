@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.layers.devices import cpu_takes_grouped_kernels, has_accelerator
+from dgnet_keras.layers.rebuild import convolve
 
 
 def symmetric_padding(kernel_size):
@@ -42,6 +43,9 @@ class GroupedConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs, kernel):
         """Convolves (batch, height, width, channels) with (kh, kw, channels / groups, filters)."""
+        return convolve(self._convolve, inputs, kernel)
+
+    def _convolve(self, inputs, kernel):
         if self.groups == 1 or self.data_format != "channels_last":
             return super().convolution_op(inputs, kernel)
         options = {"padding": self.padding.upper(), "dilations": list(self.dilation_rate)}
