@@ -154,24 +154,27 @@ class RowFile:
     Args:
         path: of the file; need not exist.
 
+    Attributes:
+        rows: list of dicts, in the order in which they were first measured.
+
     Raises:
         ValueError: if the file is no such list of rows.
     """
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self._rows = []
+        self.rows = []
         if self.path.exists():
             try:
-                self._rows = json.loads(self.path.read_text())
-                for row in self._rows:
+                self.rows = json.loads(self.path.read_text())
+                for row in self.rows:
                     row["settings"], row["repeats"]
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{self.path} is not a file of rows: {error!r}") from error
 
     def find(self, settings, repeats=None):
         """The row of the settings, or None; None also if it was measured otherwise often."""
-        for row in self._rows:
+        for row in self.rows:
             if row["settings"] == settings and repeats in (None, row["repeats"]):
                 return row
         return None
@@ -181,11 +184,11 @@ class RowFile:
         row = json.loads(json.dumps(row))  # tuples become lists, as they would in the file
         old = self.find(row["settings"])
         if old is None:
-            self._rows.append(row)
+            self.rows.append(row)
         else:
-            self._rows[self._rows.index(old)] = row
+            self.rows[self.rows.index(old)] = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Replaced at once: a command that is stopped leaves a whole file.
         scratch = self.path.with_name(self.path.name + ".part")
-        scratch.write_text(json.dumps(self._rows, indent=2) + "\n")
+        scratch.write_text(json.dumps(self.rows, indent=2) + "\n")
         scratch.replace(self.path)

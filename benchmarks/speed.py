@@ -20,8 +20,8 @@ quartiles, and of the ratios turn by turn. Compile time (tracing and the first s
 above the traced model; Linux only): medians over processes of their own.
 
 Each row is written as it comes, to speed_TABLE.json (speed_TABLE_onednn.json where
-TF_ENABLE_ONEDNN_OPTS=1 is set), and a plot to the .png beside it. Rows that are there already are
-not measured again, unless with other repeats, or `--again`.
+TF_ENABLE_ONEDNN_OPTS=1 is set), and a plot of all rows of that file to the .png beside it. Rows
+that are there already are not measured again, unless with other repeats, or `--again`.
 """
 
 import argparse
@@ -221,11 +221,7 @@ def measure_row(job):
 
 
 def run(jobs, rows, again=False):
-    """Measures the jobs that `rows`, a `measure.RowFile`, lacks, or all; prints and adds them.
-
-    Returns:
-        The jobs' rows.
-    """
+    """Measures the jobs that `rows`, a `measure.RowFile`, lacks, or all; prints and adds them."""
     for job in jobs:
         row = rows.find(job.settings, job.repeats)
         if row and not again:
@@ -235,7 +231,6 @@ def run(jobs, rows, again=False):
         row = measure_row(job)
         rows.add(row)
         print(json.dumps(row), flush=True)
-    return [rows.find(job.settings) for job in jobs]
 
 
 def parse(argv=None):
@@ -258,9 +253,7 @@ def parse(argv=None):
         "--models", nargs="+", choices=MODELS, metavar="NAME", help="all by default"
     )
     models.add_argument("--batch-size", type=int, help="of training and inference (8; cifar: 128)")
-    models.add_argument(
-        "--no-peers", action="store_true", help="neither keras_applications nor ..."
-    )
+    models.add_argument("--no-peers", action="store_true", help="leave the peers out")
     models.add_argument("--peer-repeats", type=int, help="timed steps of keras_groups (3)")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -295,13 +288,15 @@ def main(argv=None):
         return
     from benchmarks import speed_plots
 
-    suffix = "_onednn" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" else ""
+    suffix = "_quick" * args.quick
+    suffix += "_onednn" * (os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1")
     path = args.output / f"speed_{args.table}{suffix}.json"
     try:
-        found = run(plan(args.table, args), measure.RowFile(path), args.again)
+        rows = measure.RowFile(path)
+        run(plan(args.table, args), rows, args.again)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    speed_plots.draw(args.table, found, path.with_suffix(".png"))
+    speed_plots.draw(args.table, rows.rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

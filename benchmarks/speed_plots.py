@@ -1,5 +1,7 @@
 """Plots of the tables of `benchmarks.speed`."""
 
+import json
+
 LABELS = {
     "dynamic": "dynamic",
     "dynamic_max6": "dynamic, max_nodes=6",
@@ -37,17 +39,30 @@ def draw(table, rows, path):
     import matplotlib.pyplot as plt
 
     figures = {"models": _models, "nodes": _nodes, "aggregation": _aggregation}
+    rows = _richest(rows)
     figure = figures.get(table, _grid)(plt, rows)
     first = rows[0]["environment"]
+    commits = sorted({str(row["environment"]["commit"]) for row in rows})
     onednn = {True: "on", False: "off", None: "unknown"}[first["onednn"]]
     figure.supxlabel(
         f"{first['cpu']}, {first['usable_cpus']} CPUs, TensorFlow {first['tensorflow']}, "
-        f"oneDNN {onednn}, commit {first['commit']}",
+        f"oneDNN {onednn}, commit {', '.join(commits)}",
         fontsize=8,
         color="0.4",
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _richest(rows):
+    """Of rows that differ in their contestants alone, the one with the most."""
+    best = {}
+    for row in rows:
+        settings = {k: v for k, v in row["settings"].items() if k != "contestants"}
+        key = json.dumps(settings, sort_keys=True)
+        if key not in best or len(row["repeats"]) > len(best[key]["repeats"]):
+            best[key] = row
+    return list(best.values())
 
 
 def _models(plt, rows):
@@ -84,7 +99,8 @@ def _models(plt, rows):
 def _table_batch(rows, model):
     """The batch that the model's training step was measured at."""
     found = (row["settings"] for row in rows)
-    return next(s["batch"] for s in found if s["model"] == model and s["mode"] == "train")
+    trained = [s["batch"] for s in found if s["model"] == model and s["mode"] == "train"]
+    return trained[0] if trained else None
 
 
 def _panel_order(title):
@@ -222,7 +238,7 @@ def _aggregation(plt, rows):
             for x, height, row in zip(xs, heights, found, strict=True):
                 milliseconds = row["milliseconds"][name]["median"]
                 axis.annotate(
-                    f"{milliseconds:.3g} ms",
+                    f"{milliseconds:.2g}",
                     (x, height),
                     (0, 2),
                     textcoords="offset points",
@@ -239,7 +255,7 @@ def _aggregation(plt, rows):
             )
         axis.set_xticks(range(len(found)), [_shape(row["settings"]) for row in found])
         axis.set_ylabel("GB/s of the least bytes")
-        axis.set_title(MODES[mode])
+        axis.set_title(f"{MODES[mode]} (on the bars: milliseconds)")
     axes[0].legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure
 
