@@ -247,7 +247,9 @@ def parse(argv=None):
         "--output", type=pathlib.Path, metavar="DIR", help="benchmarks/results; quick: runs/speed"
     )
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
-    parser.add_argument("--quick", action="store_true", help="a run of seconds that says nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, without meaning; 0.5 to 2 minutes"
+    )
     models = parser.add_argument_group("models")
     models.add_argument(
         "--models", nargs="+", choices=MODELS, metavar="NAME", help="all by default"
