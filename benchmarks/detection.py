@@ -20,7 +20,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.speed import resident
+from benchmarks.measure import resident
 
 WIRINGS = ("chain", "dynamic")
 WARMUP = 2

@@ -1,0 +1,194 @@
+"""What the benchmarks measure with: turns, paired ratios, resident memory, a file of rows.
+
+Imports TensorFlow only where it is asked for, so that a command that starts processes stays small.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+WARMUP = 2  # turns
+
+
+def in_turns(steps, repeats):
+    """Times functions in alternating turns, after `WARMUP` turns that do not count.
+
+    In a turn each function runs once; the order is rotated from turn to turn, so that no function
+    always follows the same one.
+
+    Args:
+        steps: dict of name to function without arguments, which returns when its work is done.
+        repeats: dict of name to number of timed turns; a function sits out the turns after these.
+
+    Returns:
+        Dict of name to list of seconds, in the order of the turns.
+    """
+    names = list(steps)
+    times = {name: [] for name in names}
+    for turn in range(WARMUP + max(repeats.values())):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            if turn >= WARMUP + repeats[name]:
+                continue
+            start = time.perf_counter()
+            steps[name]()
+            if turn >= WARMUP:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def rounded(value):
+    """The value to four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def spread(values):
+    """Dict of `median` and `quartiles` (first, third) of numbers, to four significant digits."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values
+    return {
+        "median": rounded(statistics.median(values)),
+        "quartiles": [rounded(quartiles[0]), rounded(quartiles[-1])],
+    }
+
+
+def paired_ratios(times, pairs):
+    """Spread of the ratios of two functions' times, turn by turn.
+
+    Args:
+        times: dict of name to list of seconds, of `in_turns`.
+        pairs: (name, name of the base) tuples.
+
+    Returns:
+        Dict of `"name/base"` to `spread`, over the turns that both took part in.
+    """
+    return {
+        f"{a}/{b}": spread([x / y for x, y in zip(times[a], times[b], strict=False)])
+        for a, b in pairs
+    }
+
+
+def resident(key):
+    """MiB of this process's memory: `"VmRSS"` is resident now, `"VmHWM"` was at most."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+
+def peak_growth(step, steps=3):
+    """MiB by which the resident set peaks during some steps above what it is now. Linux only.
+
+    Memory that was freed before is given back first, or the steps would use it unseen.
+    """
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+    before = resident("VmRSS")
+    for _ in range(steps):
+        step()
+    return resident("VmHWM") - before
+
+
+def environment():
+    """Dict of what a time depends on: commit, versions, oneDNN, CPU, threads."""
+    import keras
+    import tensorflow as tf
+
+    cpus = os.cpu_count()
+    return {
+        "commit": commit(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "onednn": _onednn_enabled(),
+        "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+        "cpu": _cpu_name(),
+        "cpus": cpus,
+        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus,
+        # 0 means TensorFlow's default, a thread for each usable CPU.
+        "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
+    }
+
+
+def commit():
+    """The commit that is checked out, `+` where code differs from it; None outside of Git."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if found.returncode:
+        return None
+    # Rows that were measured before, and not committed yet, are no difference.
+    changed = [*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]
+    return found.stdout.strip() + "+" * bool(subprocess.run(changed).returncode)
+
+
+def _onednn_enabled():
+    """TensorFlow's own decision, from the variable and the CPU; None if it does not tell."""
+    try:
+        from tensorflow.python.util import _pywrap_util_port
+
+        return bool(_pywrap_util_port.IsMklEnabled())
+    except (ImportError, AttributeError):
+        return None
+
+
+def _cpu_name():
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+class RowFile:
+    """Rows in a JSON file, which is written anew with each row.
+
+    A row has `settings`, what it is of, which no two rows share, and `repeats`, how often it was
+    measured.
+
+    Args:
+        path: of the file; need not exist.
+
+    Attributes:
+        rows: list of dicts, in the order in which they were first measured.
+
+    Raises:
+        ValueError: if the file is no such list of rows.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.rows = []
+        if self.path.exists():
+            try:
+                self.rows = json.loads(self.path.read_text())
+                for row in self.rows:
+                    row["settings"], row["repeats"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{self.path} is not a file of rows: {error!r}") from error
+
+    def find(self, settings, repeats=None):
+        """The row of the settings, or None; None also if it was measured otherwise often."""
+        for row in self.rows:
+            if row["settings"] == settings and repeats in (None, row["repeats"]):
+                return row
+        return None
+
+    def add(self, row):
+        """Adds a row, or replaces that of the same settings in its place."""
+        row = json.loads(json.dumps(row))  # tuples become lists, as they would in the file
+        old = self.find(row["settings"])
+        if old is None:
+            self.rows.append(row)
+        else:
+            self.rows[self.rows.index(old)] = row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Replaced at once: a command that is stopped leaves a whole file.
+        scratch = self.path.with_name(self.path.name + ".part")
+        scratch.write_text(json.dumps(self.rows, indent=2) + "\n")
+        scratch.replace(self.path)
