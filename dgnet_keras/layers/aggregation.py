@@ -11,7 +11,7 @@ from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.rebuild import mark_rebuildable
 
 # Sums of at most so many features are made again in the backward pass rather than kept.
-REBUILT_SOURCES = 3
+REBUILT_SOURCES = 2
 
 
 def aggregate(column, features):
@@ -61,6 +61,7 @@ class Features:
     def __init__(self, num_nodes, *, pool):
         self._num_nodes = num_nodes
         self._pool = pool
+        self._features = []
         self._references = []
         self._weights = []
 
@@ -89,31 +90,34 @@ class Features:
             return [x] * (self._num_nodes - source) + pooled, gradient
 
         outputs = refer(features)
+        self._features.append(features)
         self._references.append(outputs[: self._num_nodes - source])
         return outputs[-1] if self._pool else None
 
     def aggregate(self, column):
         """What the next node takes in, by its column of the adjacency, (batch, sources)."""
         target = len(self._references)
-        sources = [r[target - 1 - j] for j, r in enumerate(self._references)]
+        references = [r[target - 1 - j] for j, r in enumerate(self._references)]
+        # The gradients below take the features themselves and weights from outside, not the
+        # references: a reference's gradient is not scaled, which second derivatives must not see.
+        features = list(self._features)
+        weights = tf.unstack(column, axis=1)
+        self._weights.append(weights)
 
         @tf.custom_gradient
-        def apply(column, *features):
-            weights = tf.unstack(column, axis=1)
-            self._weights.append(weights)
-
+        def apply(*weights_and_references):
             def gradient(upstream):
+                products = [_inner_product(upstream, x, column.dtype) for x in features]
                 # The sources scale `upstream` for themselves, in the gradient of `add`.
-                return _column_gradient(upstream, features, column.dtype), *(
-                    upstream for _ in features
-                )
+                return *products, *(upstream for _ in features)
 
-            return _weighted_sum(weights, features), gradient
+            return _weighted_sum(
+                weights_and_references[:target], weights_and_references[target:]
+            ), gradient
 
-        total = apply(column, *sources)
-        if len(sources) <= REBUILT_SOURCES:
-            weights = self._weights[-1]
-            mark_rebuildable(total, lambda: _weighted_sum_now(weights, sources))
+        total = apply(*weights, *references)
+        if target <= REBUILT_SOURCES:
+            mark_rebuildable(total, lambda: _weighted_sum_now(weights, features), like=features[0])
         return total
 
 

@@ -11,13 +11,21 @@ import tensorflow as tf
 _ATTRIBUTE = "_dgnet_rebuild"
 
 
-def mark_rebuildable(features, rebuild):
-    """Notes on the tensor `features` that `rebuild()` gives an equal one."""
-    setattr(features, _ATTRIBUTE, rebuild)
+def mark_rebuildable(features, rebuild, *, like):
+    """Notes on the tensor `features` that `rebuild()` gives an equal one.
+
+    Args:
+        features: tensor.
+        rebuild: function without arguments.
+        like: a tensor of the shape and dtype of `features` that is kept anyway.
+    """
+    setattr(features, _ATTRIBUTE, (rebuild, like))
 
 
 def convolve(convolution, features, kernel):
     """`convolution(features, kernel)`, whose backward pass rebuilds features that can be.
+
+    Eager execution keeps them: there, gradients would run the convolution again.
 
     Args:
         convolution: function of features and kernel, linear in both.
@@ -27,9 +35,10 @@ def convolve(convolution, features, kernel):
     Returns:
         The convolution's output.
     """
-    rebuild = getattr(features, _ATTRIBUTE, None)
-    if rebuild is None:
+    marked = getattr(features, _ATTRIBUTE, None)
+    if marked is None or tf.executing_eagerly():
         return convolution(features, kernel)
+    rebuild, like = marked
 
     @tf.custom_gradient
     def apply(features, kernel):
@@ -37,11 +46,17 @@ def convolve(convolution, features, kernel):
             # Not before `upstream` is there: else the features would be made at once, and kept.
             with tf.control_dependencies([upstream]):
                 again = rebuild()
-            with tf.GradientTape() as tape:
-                tape.watch([again, kernel])
-                outputs = convolution(again, kernel)
-            return tape.gradient(outputs, [again, kernel], output_gradients=upstream)
+            # Only shapes of `like` are read: the features' gradient need not wait for `again`.
+            d_features = _gradient(lambda x: convolution(x, kernel), like, upstream)
+            return d_features, _gradient(lambda k: convolution(again, k), kernel, upstream)
 
         return convolution(features, kernel), gradient
 
     return apply(features, tf.convert_to_tensor(kernel))
+
+
+def _gradient(function, argument, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch(argument)
+        outputs = function(argument)
+    return tape.gradient(outputs, argument, output_gradients=upstream)

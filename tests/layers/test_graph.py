@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from dgnet_keras.layers import GraphStage
 from dgnet_keras.layers.blocks import BasicBlock
-from dgnet_keras.layers.aggregation import aggregate
 
 WIRINGS = ["dynamic", "chain", "learned", "random", "complete"]
 
@@ -308,36 +307,6 @@ def test_gradients_equal_finite_differences_with_the_masks_held_fixed(gate, wiri
     plus = frozen_loss(stage, x + 1e-6 * direction, upstream, base)
     minus = frozen_loss(stage, x - 1e-6 * direction, upstream, base)
     np.testing.assert_allclose(np.sum(d_x * direction), (plus - minus) / 2e-6, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_aggregate_equals_einsum_over_stacked_features(dtype, jit_compile, rng):
-    column = tf.constant(rng.uniform(size=(4, 3)), tf.float32)
-    features = [tf.cast(rng.normal(size=(4, 5, 5, 2)), dtype) for _ in range(3)]
-
-    def reference(column, features):
-        wide = tf.stack([tf.cast(x, tf.float32) for x in features])
-        return tf.einsum("bj,jbhwc->bhwc", column, wide)
-
-    def value_and_gradients(function):
-        @tf.function(jit_compile=jit_compile)
-        def run(column, features):
-            with tf.GradientTape() as tape:
-                tape.watch([column, *features])
-                value = function(column, features)
-                total = tf.reduce_sum(tf.sin(tf.cast(value, tf.float32)))
-            return value, tape.gradient(total, [column, *features])
-
-        return run(column, features)
-
-    found, expected = value_and_gradients(aggregate), value_and_gradients(reference)
-    assert found[0].dtype == dtype
-    tolerance = 1e-5 if dtype == "float32" else 3e-2
-    for a, b in zip(tf.nest.flatten(found), tf.nest.flatten(expected), strict=True):
-        np.testing.assert_allclose(
-            tf.cast(a, tf.float32), tf.cast(b, tf.float32), rtol=tolerance, atol=tolerance
-        )
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
