@@ -11,6 +11,7 @@ import pytest
 from catalog import create
 
 import dgnet_keras as dg
+from benchmarks import speed_markdown
 from dgnet_keras.__main__ import parse_args
 from train.configs import RECIPES, Recipe
 
@@ -113,3 +114,13 @@ def test_the_table_of_serving_is_the_benchmarks():
             *(f"{many[key]:.2f}" for key in ("dynamic_to_chain", "dynamic_to_predict")),
         ]
         assert f"| `{row['model']}` | {' | '.join(figures)} |" in text
+
+
+RESULTS = TRAINING.parents[1] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("speed_*.json")), ids=lambda path: path.stem)
+def test_the_tables_of_performance_are_the_benchmarks(path):
+    text = (TRAINING.parent / "performance.md").read_text()
+    for line in speed_markdown.lines(json.loads(path.read_text())):
+        assert line in text

@@ -1,0 +1,116 @@
+"""The tables of docs/performance.md, from the rows that `benchmarks.speed` measured.
+
+python -m benchmarks.speed_markdown benchmarks/results/speed_models.json
+
+Prints Markdown rows of the tables `models` (networks against their static twins, then static twins
+against their peers) and `nodes`.
+"""
+
+import argparse
+import json
+import pathlib
+
+
+def lines(rows):
+    """Markdown table rows of a file of `benchmarks.speed`: of `models` or `nodes`, else none."""
+    table = rows[0]["settings"]["table"] if rows else None
+    if table == "models":
+        names = dict.fromkeys(row["settings"]["model"] for row in rows)
+        found = [_against_twin(name, rows) for name in names]
+        return found + [line for name in names for line in _against_peers(name, rows)]
+    if table == "nodes":
+        return [_of_nodes(n, rows) for n in dict.fromkeys(r["settings"]["nodes"] for r in rows)]
+    return []
+
+
+def _find(rows, **settings):
+    """The last of the rows with these settings: the one with the peers, if there are two."""
+    found = [r for r in rows if settings.items() <= r["settings"].items()]
+    return found[-1] if found else None
+
+
+def _batch(name, rows):
+    return _find(rows, model=name, mode="train", measure="time")["settings"]["batch"]
+
+
+def _ratio(row, pair):
+    if row is None or pair not in row["ratios"]:
+        return "-"
+    ratio = row["ratios"][pair]
+    first, third = ratio["quartiles"]
+    return f"{ratio['median']:.2f} ({first:.2f} to {third:.2f})"
+
+
+def _cost(row, pair, key="peak_ratios"):
+    return "-" if row is None or pair not in row[key] else f"{row[key][pair]:.2f}"
+
+
+def _against_twin(name, rows):
+    pair, batch = "dynamic/chain", _batch(name, rows)
+    train = _find(rows, model=name, mode="train", measure="time")
+    inference = [
+        _find(rows, model=name, mode="inference", measure="time", batch=b) for b in (batch, 1, 32)
+    ]
+    memory = [_find(rows, model=name, mode=m, measure="cost") for m in ("train", "inference")]
+    cells = [
+        f"`{name}`",
+        str(batch),
+        _ratio(train, pair),
+        *(_ratio(row, pair) for row in inference),
+        *(_cost(row, pair) for row in memory),
+        _cost(memory[0], pair, "compile_ratios"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _inverse(value):
+    return f"{1 / value:.2f}"
+
+
+def _against_peers(name, rows):
+    batch = _batch(name, rows)
+    for peer in ("keras_applications", "keras_groups"):
+        pair = f"{peer}/chain"
+        train = _find(rows, model=name, mode="train", measure="time")
+        if pair not in train["ratios"]:
+            continue
+        infer = _find(rows, model=name, mode="inference", measure="time", batch=batch)
+        cells = [f"`{name}`", f"`{peer}`"]
+        for row in (train, infer):
+            cells += [
+                _inverse(row["ratios"][pair]["median"]),
+                _inverse(row["ratios_per_mac"][pair]),
+            ]
+        for mode in ("train", "inference"):
+            cost = _find(rows, model=name, mode=mode, measure="cost")
+            known = cost is not None and pair in cost["peak_ratios"]
+            cells.append(_inverse(cost["peak_ratios"][pair]) if known else "-")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _of_nodes(nodes, rows):
+    cells = [str(nodes)]
+    for pair in ("dynamic/chain", "dynamic_max6/chain"):
+        for mode in ("train", "inference"):
+            row = _find(rows, nodes=nodes, mode=mode, measure="time")
+            cells.append(
+                "-" if pair not in row["ratios"] else f"{row['ratios'][pair]['median']:.2f}"
+            )
+        cells.append(_cost(_find(rows, nodes=nodes, measure="cost"), pair))
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv=None):
+    """Prints the Markdown rows of a file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed_markdown",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=pathlib.Path, help="speed_models*.json or speed_nodes*.json")
+    for line in lines(json.loads(parser.parse_args(argv).file.read_text())):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
