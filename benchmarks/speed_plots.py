@@ -121,14 +121,7 @@ def _ratio_bars(axis, bars):
             axis.bar(x, found["median"], 0.33, color=COLORS[name], label=label)
             top = _whisker(axis, x, found)
             highest = max(highest, top)
-            axis.annotate(
-                f"{found['median']:.2f}",
-                (x, top),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
+            _number(axis, x, top, f"{found['median']:.2f}")
     # Room for the numbers; a peer that is many times slower must not flatten the rest.
     if highest > 4:
         axis.set_yscale("log")
@@ -143,6 +136,11 @@ def _ratio_bars(axis, bars):
     axis.set_xticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
     axis.set_xlim(-0.6, len(bars) - 0.4)
     axis.set_ylabel("ratio to static twin")
+
+
+def _number(axis, x, top, text):
+    """Writes a number on a bar that ends at `top`."""
+    axis.annotate(text, (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
 
 
 def _whisker(axis, x, found):
@@ -237,14 +235,7 @@ def _aggregation(plt, rows):
             axis.bar(xs, heights, 0.75 / len(names), label=LABELS.get(name, name), color=f"C{k}")
             for x, height, row in zip(xs, heights, found, strict=True):
                 milliseconds = row["milliseconds"][name]["median"]
-                axis.annotate(
-                    f"{milliseconds:.2g}",
-                    (x, height),
-                    (0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                )
+                _number(axis, x, height, f"{milliseconds:.2g}")
         for name, style in (("tensorflow_add", "--"), ("numpy_add", ":")):
             axis.axhline(
                 machine["gigabytes_per_second"][name],
