@@ -48,6 +48,7 @@ PACKAGE_ORDER = (
         "layers.blocks",
         "layers.router",
         "layers.aggregation",
+        "layers.wiring",
     ),
     *("layers.graph", "layers", "connectivity", "backbones.base"),
     *(f"backbones.{family}" for family in ("mobilenet_v2", "resnet", "resnext", "regnet")),

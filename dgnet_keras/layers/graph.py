@@ -10,72 +10,17 @@ import tensorflow as tf
 from dgnet_keras.layers.aggregation import Features
 from dgnet_keras.layers.gate import ThresholdGate, check_choice, check_threshold, gate_dtype
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
+from dgnet_keras.layers.wiring import (
+    ROUTED,
+    FixedEdges,
+    RoutedEdges,
+    fixed_adjacency,
+    initial_edge_biases,
+    is_stored,
+    wirings,
+)
 
-WIRINGS = ("dynamic", "chain", "learned", "random", "complete")
 INITS = ("open", "static")
-
-
-def strongest_edge(logits, is_on):
-    """One-hot mask of each sample's strongest edge among the sources that are on.
-
-    Args:
-        logits: (batch, sources), the edges' logits into one node.
-        is_on: boolean (batch, sources); at least one source of each sample is on.
-
-    Returns:
-        Boolean (batch, sources); of equal logits the latest source wins.
-    """
-    candidates = tf.where(is_on, logits, tf.fill(tf.shape(logits), logits.dtype.min))
-    sources = logits.shape[1]
-    latest = sources - 1 - tf.argmax(tf.reverse(candidates, axis=[1]), axis=1)
-    return tf.one_hot(latest, sources, on_value=True, off_value=False)
-
-
-def initial_edge_biases(num_edges, *, init, threshold):
-    """Initial logits of a node's outgoing edges, the chain edge first.
-
-    Args:
-        num_edges: number of outgoing edges.
-        init: `"open"`: all 0. `"static"`: 0 for the chain edge, min(-3.5, logit(0.3 threshold))
-            for the others, which are then closed.
-        threshold: the initial threshold; in (0, 1) for `"static"`.
-
-    Returns:
-        float32 array (num_edges,).
-    """
-    biases = np.zeros(num_edges, "float32")
-    if init == "static":
-        closed = 0.3 * threshold
-        biases[1:] = min(-3.5, math.log(closed / (1 - closed)))
-    return biases
-
-
-def random_adjacency(num_blocks, seed):
-    """Bernoulli(0.5) edges of weight 1 / in-degree, at least one into each node.
-
-    Args:
-        num_blocks: N, the number of blocks of the graph.
-        seed: int or sequence of ints; the same seed gives the same edges on any machine.
-
-    Returns:
-        float32 array (N + 1, N + 1), strictly upper triangular; columns 1 to N sum to 1.
-    """
-    rng = np.random.default_rng(seed)
-    adjacency = np.zeros((num_blocks + 1, num_blocks + 1), "float32")
-    for target in range(1, num_blocks + 1):
-        is_open = rng.random(target) < 0.5
-        if not is_open.any():
-            is_open[rng.integers(target)] = True
-        adjacency[:target, target] = is_open / is_open.sum()
-    return adjacency
-
-
-def fixed_adjacency(num_blocks, wiring):
-    """The adjacency of the `chain` and `complete` wirings, float32 (N + 1, N + 1)."""
-    if wiring == "chain":
-        return np.eye(num_blocks + 1, k=1, dtype="float32")
-    edges = np.triu(np.ones((num_blocks + 1, num_blocks + 1), "float32"), k=1)
-    return edges / np.maximum(edges.sum(axis=0, keepdims=True), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,69 +40,6 @@ class _Graph:
         if self.num_blocks == 1:
             return 0
         return self.num_blocks * (self.num_blocks + 1) // 2
-
-
-class _FixedEdges:
-    """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run."""
-
-    needs_pooled = False
-
-    def __init__(self, adjacency):
-        self._adjacency = adjacency
-
-    def add_source(self, pooled):
-        pass
-
-    def column(self, target):
-        return self._adjacency[:, :target, target]
-
-    def adjacency(self):
-        return self._adjacency
-
-
-class _RoutedEdges:
-    """Columns of an adjacency that is computed while the nodes run, under both path rules.
-
-    Source j adds its logits and weights when it is done (`add_source`); when node i starts,
-    column i is complete: gated, with the rows of the nodes that are off set to zero, and, into
-    the output, with the strongest edge kept. The masks are constants to the gradient.
-    """
-
-    def __init__(self, route, gates, *, needs_pooled, threshold=None):
-        self.needs_pooled = needs_pooled
-        self._route = route
-        self._gates = gates
-        self._threshold = threshold
-        self._logits, self._edge_weights = [], []
-        self._is_on, self._columns = [], []
-
-    def add_source(self, pooled):
-        edges = self._route(len(self._logits), pooled)
-        self._logits.append(tf.unstack(edges["logits"], axis=1))
-        self._edge_weights.append(tf.unstack(edges["edge_weights"], axis=1))
-        if not self._is_on:
-            self._is_on.append(tf.ones_like(self._logits[0][0], tf.bool))
-
-    def column(self, target):
-        def into_target(rows):
-            return tf.stack([row[target - 1 - j] for j, row in enumerate(rows[:target])], axis=1)
-
-        is_on = tf.stack(self._is_on, axis=1)
-        is_output = target == len(self._gates)
-        keep = strongest_edge(into_target(self._logits), is_on) if is_output else None
-        gated = self._gates[target - 1](
-            into_target(self._edge_weights), keep=keep, threshold=self._threshold
-        )
-        column = gated * tf.cast(is_on, gated.dtype)
-        if not is_output:
-            self._is_on.append(tf.reduce_any(column > 0, axis=1))
-        self._columns.append(column)
-        return column
-
-    def adjacency(self):
-        size = len(self._columns) + 1
-        padded = [tf.pad(c, [[0, 0], [0, size - c.shape[1]]]) for c in self._columns]
-        return tf.stack([tf.zeros_like(padded[0]), *padded], axis=2)
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -187,7 +69,7 @@ class GraphStage(keras.layers.Layer):
         wiring: `"dynamic"` (routers), `"chain"` (only edges i - 1 -> i of weight 1: the original
             network), `"learned"` (one trainable logit an edge, the same for every sample),
             `"random"` (seeded Bernoulli(0.5) edges of weight 1 / in-degree), `"complete"` (every
-            edge, weight 1 / in-degree).
+            edge, weight 1 / in-degree), or one of `register_wiring`.
         threshold: float in [0, edge_scale), in units of edge weight.
         edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
         init: `"open"`: every edge starts open with weight edge_scale / 2. `"static"`: chain
@@ -197,7 +79,7 @@ class GraphStage(keras.layers.Layer):
         learn_threshold: whether each node's threshold is trained (surrogate gate only).
         max_nodes: int of at least 2, or None. Bounds the blocks of one graph: a deeper stage is
             split into consecutive graphs of near-equal size.
-        seed: int, or sequence of ints; for `wiring="random"` only.
+        seed: int, or sequence of ints; for `wiring="random"` and registered ones only.
 
     Call arguments:
         inputs: features, (batch, height, width, channels).
@@ -233,7 +115,7 @@ class GraphStage(keras.layers.Layer):
     ):
         # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
         super().__init__(autocast=False, **kwargs)
-        check_choice("wiring", wiring, WIRINGS)
+        check_choice("wiring", wiring, wirings())
         check_choice("init", init, INITS)
         if edge_scale is None:
             edge_scale = 2.0 if init == "static" else 1.0
@@ -267,7 +149,7 @@ class GraphStage(keras.layers.Layer):
         self._graphs = self._split_into_graphs()
         if wiring == "dynamic":
             self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
-        if wiring in ("dynamic", "learned"):
+        if wiring in ROUTED:
             self._gates = {
                 str(j + 1): ThresholdGate(
                     **self._gate_options, dtype=self.dtype_policy, name=f"gate_{j + 1}"
@@ -323,13 +205,13 @@ class GraphStage(keras.layers.Layer):
         for graph, j in self._sources():
             if self.wiring == "dynamic":
                 self._routers[str(j)].build(shapes[0])
-            if self.wiring in ("dynamic", "learned"):
+            if self.wiring in ROUTED:
                 self._gates[str(j + 1)].build((None, j + 1 - graph.first))
         self._graph_weights = {g.key: self._build_graph_weight(g) for g in self.graphs}
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: input_shape[-1]})
 
     def _build_graph_weight(self, graph):
-        """The weight that a `learned` or `random` graph holds, or None."""
+        """The weight that a `learned` or a stored fixed graph holds, or None."""
         suffix = graph.key.removeprefix(self.name)
         if self.wiring == "learned":
             biases = [
@@ -343,9 +225,8 @@ class GraphStage(keras.layers.Layer):
                 initializer=_array_initializer(biases),
                 autocast=False,
             )
-        if self.wiring == "random":
-            seeds = [*np.atleast_1d(self.seed).tolist(), graph.first]
-            adjacency = random_adjacency(graph.num_blocks, seeds)
+        if is_stored(self.wiring):
+            adjacency = self._fixed_adjacency(graph)
             return self.add_weight(
                 name=f"adjacency{suffix}",
                 shape=adjacency.shape,
@@ -354,6 +235,10 @@ class GraphStage(keras.layers.Layer):
                 autocast=False,
             )
         return None
+
+    def _fixed_adjacency(self, graph):
+        seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
+        return fixed_adjacency(self.wiring, graph.num_blocks, seed)
 
     def call(self, inputs, adjacency=None, threshold=None):
         """Runs the stage's graphs one after the other."""
@@ -365,7 +250,7 @@ class GraphStage(keras.layers.Layer):
             if graph.num_blocks == 1:
                 continue
             if adjacency is not None:
-                edges = _FixedEdges(self._given(graph, adjacency))
+                edges = FixedEdges(self._given(graph, adjacency))
             else:
                 edges = self._make_edges(graph, tf.shape(features)[0], threshold)
             if self.wiring == "chain" and adjacency is None:
@@ -388,15 +273,14 @@ class GraphStage(keras.layers.Layer):
 
     def _make_edges(self, graph, batch_size, threshold):
         dtype = gate_dtype(self.compute_dtype)
-        if self.wiring in ("chain", "complete", "random"):
-            if self.wiring == "random":
-                matrix = self._graph_weights[graph.key]
-            else:
-                matrix = fixed_adjacency(graph.num_blocks, self.wiring)
-            return _FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
+        if self.wiring not in ROUTED:
+            matrix = self._graph_weights[graph.key]
+            if matrix is None:
+                matrix = self._fixed_adjacency(graph)
+            return FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
         gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
         if self.wiring == "dynamic":
-            return _RoutedEdges(
+            return RoutedEdges(
                 lambda j, pooled: self._routers[str(graph.first + j)](pooled),
                 gates,
                 needs_pooled=True,
@@ -404,7 +288,7 @@ class GraphStage(keras.layers.Layer):
             )
         sizes = list(range(graph.num_blocks, 0, -1))
         rows = tf.split(tf.cast(self._graph_weights[graph.key], dtype), sizes)
-        return _RoutedEdges(
+        return RoutedEdges(
             lambda j, _: edge_weights_from_logits(
                 tf.repeat(rows[j][None], batch_size, axis=0), self.edge_scale
             ),

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgnet_keras.layers import GraphStage
+from dgnet_keras.layers import GraphStage, register_wiring
+from dgnet_keras.layers import wiring as wirings
 from dgnet_keras.layers.blocks import BasicBlock
 
 WIRINGS = ["dynamic", "chain", "learned", "random", "complete"]
@@ -374,3 +375,56 @@ def test_a_wrong_input_rank_or_number_of_channels_is_refused():
         stage(images()[0])
     with pytest.raises(ValueError, match=r"axis -1.*value 2"):
         stage(np.zeros((1, 8, 8, 5), "float32"))
+
+
+@pytest.fixture
+def two_back(monkeypatch):
+    """A registered wiring: edges from the last two nodes, of weights 1/4 and 3/4."""
+    monkeypatch.setattr(wirings, "_fixed", dict(wirings._fixed))
+
+    def adjacency(num_blocks, seed):
+        size = num_blocks + 1
+        return 0.25 * np.eye(size, k=2) + 0.75 * np.eye(size, k=1)
+
+    register_wiring("two_back", adjacency)
+
+
+def test_a_registered_wiring_wires_the_stage(two_back):
+    stage = make_stage(wiring="two_back")
+    outputs, x = stage(images()), [stage.blocks[0](images())]
+    for i, block in enumerate(stage.blocks[1:], start=1):
+        x.append(block(0.75 * x[i - 1] + (0.25 * x[i - 2] if i > 1 else 0)))
+    np.testing.assert_allclose(outputs["features"], 0.75 * x[-1] + 0.25 * x[-2], rtol=1e-5)
+    found = outputs["adjacency"]["stage1"]
+    np.testing.assert_array_equal(found[0], wirings._fixed["two_back"](len(stage.blocks), []))
+
+
+def test_a_saved_registered_wiring_stays_as_it_was(two_back, tmp_path):
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, make_stage(wiring="two_back")(inputs)["features"])
+    model.save(tmp_path / "model.keras")
+    register_wiring("two_back", wirings.chain_adjacency)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model(images()), loaded(images()))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(3, k=1), r"array \(5, 5\).*shape \(3, 3\)"),
+        (np.eye(5), "under the diagonal"),
+        (np.eye(5, k=2), "no edge into node 1$"),
+        (-np.eye(5, k=1), "negative"),
+        (np.eye(5, k=1) * np.inf, "not finite"),
+    ],
+)
+def test_a_registered_wiring_that_cannot_wire_is_refused(two_back, matrix, message):
+    register_wiring("two_back", lambda num_blocks, seed: matrix)
+    with pytest.raises(ValueError, match=message):
+        make_stage(wiring="two_back")(images())
+
+
+@pytest.mark.parametrize("name", ["chain", "dynamic", "", 3])
+def test_only_new_names_can_be_registered(name):
+    with pytest.raises(ValueError, match="new wiring"):
+        register_wiring(name, wirings.chain_adjacency)

@@ -1,0 +1,229 @@
+"""Wirings: which edges a graph has, and where their weights come from."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+
+def strongest_edge(logits, is_on):
+    """One-hot mask of each sample's strongest edge among the sources that are on.
+
+    Args:
+        logits: (batch, sources), the edges' logits into one node.
+        is_on: boolean (batch, sources); at least one source of each sample is on.
+
+    Returns:
+        Boolean (batch, sources); of equal logits the latest source wins.
+    """
+    candidates = tf.where(is_on, logits, tf.fill(tf.shape(logits), logits.dtype.min))
+    sources = logits.shape[1]
+    latest = sources - 1 - tf.argmax(tf.reverse(candidates, axis=[1]), axis=1)
+    return tf.one_hot(latest, sources, on_value=True, off_value=False)
+
+
+def initial_edge_biases(num_edges, *, init, threshold):
+    """Initial logits of a node's outgoing edges, the chain edge first.
+
+    Args:
+        num_edges: number of outgoing edges.
+        init: `"open"`: all 0. `"static"`: 0 for the chain edge, min(-3.5, logit(0.3 threshold))
+            for the others, which are then closed.
+        threshold: the initial threshold; in (0, 1) for `"static"`.
+
+    Returns:
+        float32 array (num_edges,).
+    """
+    biases = np.zeros(num_edges, "float32")
+    if init == "static":
+        closed = 0.3 * threshold
+        biases[1:] = min(-3.5, math.log(closed / (1 - closed)))
+    return biases
+
+
+def random_adjacency(num_blocks, seed):
+    """Bernoulli(0.5) edges of weight 1 / in-degree, at least one into each node.
+
+    Args:
+        num_blocks: N, the number of blocks of the graph.
+        seed: int or sequence of ints; the same seed gives the same edges on any machine.
+
+    Returns:
+        float32 array (N + 1, N + 1), strictly upper triangular; columns 1 to N sum to 1.
+    """
+    rng = np.random.default_rng(seed)
+    adjacency = np.zeros((num_blocks + 1, num_blocks + 1), "float32")
+    for target in range(1, num_blocks + 1):
+        is_open = rng.random(target) < 0.5
+        if not is_open.any():
+            is_open[rng.integers(target)] = True
+        adjacency[:target, target] = is_open / is_open.sum()
+    return adjacency
+
+
+def chain_adjacency(num_blocks, seed=None):
+    """Edges i - 1 -> i of weight 1: float32 (N + 1, N + 1)."""
+    return np.eye(num_blocks + 1, k=1, dtype="float32")
+
+
+def complete_adjacency(num_blocks, seed=None):
+    """Every edge, of weight 1 / in-degree: float32 (N + 1, N + 1)."""
+    edges = np.triu(np.ones((num_blocks + 1, num_blocks + 1), "float32"), k=1)
+    return edges / np.maximum(edges.sum(axis=0, keepdims=True), 1)
+
+
+ROUTED = ("dynamic", "learned")
+_fixed = {
+    "chain": chain_adjacency,
+    "random": random_adjacency,
+    "complete": complete_adjacency,
+}
+_BUILT_IN = (*ROUTED, *_fixed)
+_COMPUTED = ("chain", "complete")  # their adjacency follows from N
+
+
+def wirings():
+    """Names of all wirings, the registered ones last."""
+    return (*ROUTED, *_fixed)
+
+
+def register_wiring(name, adjacency):
+    """Adds a wiring whose edges are the same for every sample and are not trained.
+
+    The adjacency is kept with the model's weights, so that a model that was saved answers as it
+    did even if the function gives something else later. A process that loads such a model has to
+    register the name before.
+
+    Args:
+        name: what `GraphStage`, the backbones and `create` then take as `wiring`.
+        adjacency: function of `num_blocks`, the number N of blocks of a graph, and `seed`, a list
+            of ints, that returns an array (N + 1, N + 1); entry [j, i] is the weight of edge
+            j -> i. See `check_adjacency` for what it must be.
+
+    Raises:
+        ValueError: if `name` is that of a built-in wiring, or no non-empty string.
+    """
+    if name in _BUILT_IN or not isinstance(name, str) or not name:
+        raise ValueError(
+            f"`name` must be a new wiring's, not one of {list(_BUILT_IN)}. Received: name={name!r}"
+        )
+    _fixed[name] = adjacency
+
+
+def is_stored(wiring):
+    """Whether a graph of this wiring keeps its adjacency as a weight."""
+    return wiring in _fixed and wiring not in _COMPUTED
+
+
+def fixed_adjacency(wiring, num_blocks, seed):
+    """The adjacency of a graph whose wiring is neither trained nor routed.
+
+    Args:
+        wiring: name of the wiring.
+        num_blocks: N, the number of blocks of the graph.
+        seed: list of ints.
+
+    Returns:
+        float32 array (N + 1, N + 1).
+
+    Raises:
+        ValueError: if a registered wiring gives something else than an adjacency.
+    """
+    return check_adjacency(_fixed[wiring](num_blocks, seed), num_blocks, wiring)
+
+
+def check_adjacency(adjacency, num_blocks, wiring):
+    """The array as float32, if it can wire N blocks.
+
+    Raises:
+        ValueError: if it is not (N + 1, N + 1), has entries that are negative or not finite, an
+            edge on or under the diagonal, or a node 1 to N without an incoming edge.
+    """
+    adjacency = np.asarray(adjacency, "float32")
+    size = num_blocks + 1
+    problem = None
+    if adjacency.shape != (size, size):
+        problem = f"shape {adjacency.shape}"
+    elif not np.isfinite(adjacency).all() or (adjacency < 0).any():
+        problem = "weights that are negative or not finite"
+    elif np.tril(adjacency).any():
+        problem = "edges on or under the diagonal, back to the same or an earlier node"
+    elif not adjacency[:, 1:].any(axis=0).all():
+        unreached = 1 + np.flatnonzero(~adjacency[:, 1:].any(axis=0))
+        problem = f"no edge into node {', '.join(map(str, unreached))}"
+    if problem:
+        raise ValueError(
+            f"The wiring {wiring!r} of {num_blocks} blocks must be an array ({size}, {size}) of "
+            "finite weights above the diagonal, with an edge into every node but the first. "
+            f"Received: {problem}"
+        )
+    return adjacency
+
+
+class FixedEdges:
+    """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run."""
+
+    needs_pooled = False
+
+    def __init__(self, adjacency):
+        self._adjacency = adjacency
+
+    def add_source(self, pooled):
+        """The features of the next node are done; their pooled form is not needed."""
+
+    def column(self, target):
+        """Weights of the edges into node `target`, (batch, target)."""
+        return self._adjacency[:, :target, target]
+
+    def adjacency(self):
+        """(batch, N + 1, N + 1)."""
+        return self._adjacency
+
+
+class RoutedEdges:
+    """Columns of an adjacency that is computed while the nodes run, under both path rules.
+
+    Source j adds its logits and weights when it is done (`add_source`); when node i starts,
+    column i is complete: gated, with the rows of the nodes that are off set to zero, and, into
+    the output, with the strongest edge kept. The masks are constants to the gradient.
+    """
+
+    def __init__(self, route, gates, *, needs_pooled, threshold=None):
+        self.needs_pooled = needs_pooled
+        self._route = route
+        self._gates = gates
+        self._threshold = threshold
+        self._logits, self._edge_weights = [], []
+        self._is_on, self._columns = [], []
+
+    def add_source(self, pooled):
+        """The features of the next node are done; `pooled`, (batch, 1, 1, channels), routes it."""
+        edges = self._route(len(self._logits), pooled)
+        self._logits.append(tf.unstack(edges["logits"], axis=1))
+        self._edge_weights.append(tf.unstack(edges["edge_weights"], axis=1))
+        if not self._is_on:
+            self._is_on.append(tf.ones_like(self._logits[0][0], tf.bool))
+
+    def column(self, target):
+        """Gated weights of the edges into node `target`, (batch, target)."""
+
+        def into_target(rows):
+            return tf.stack([row[target - 1 - j] for j, row in enumerate(rows[:target])], axis=1)
+
+        is_on = tf.stack(self._is_on, axis=1)
+        is_output = target == len(self._gates)
+        keep = strongest_edge(into_target(self._logits), is_on) if is_output else None
+        gated = self._gates[target - 1](
+            into_target(self._edge_weights), keep=keep, threshold=self._threshold
+        )
+        column = gated * tf.cast(is_on, gated.dtype)
+        if not is_output:
+            self._is_on.append(tf.reduce_any(column > 0, axis=1))
+        self._columns.append(column)
+        return column
+
+    def adjacency(self):
+        """(batch, N + 1, N + 1), of all columns asked for."""
+        size = len(self._columns) + 1
+        padded = [tf.pad(c, [[0, 0], [0, size - c.shape[1]]]) for c in self._columns]
+        return tf.stack([tf.zeros_like(padded[0]), *padded], axis=2)
