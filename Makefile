@@ -1,10 +1,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,detection,notebooks,serving,test
+EXTRAS := train,detection,notebooks,serving,test,docs
 WORKDIR ?= runs/digits
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m train.imagenet --config digits_resnet20 --workdir $(WORKDIR)
@@ -16,6 +16,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+dist: $(VENV)/installed
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	bash .ci/check-wheel dist/*.whl
+
 # Made anew when the dependencies change.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(BIN)/python --version 2>/dev/null || $(PYTHON) -m venv $(VENV)
@@ -23,4 +32,4 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache

@@ -46,7 +46,7 @@ def count_macs(model, images=None, *, image_size=None):
     shape = (1, *defaults, channels)
     items = []
     for layer in model.layers:
-        shape = _count(layer, shape, layer.name, items)
+        shape = count_layer(layer, shape, layer.name, items)
     by_kind = dict.fromkeys(("convolution", "dense", "router", "aggregation"), 0)
     for item in items:
         by_kind[item["kind"]] += item["macs"]
@@ -110,17 +110,59 @@ def _macs_under(items, name):
 
 
 @functools.singledispatch
-def _count(layer, shape, name, items):
-    """Appends the layer's items, and returns its output shape. By default nothing counts."""
+def count_layer(layer, shape, name, items):
+    """Appends the items of a layer, and returns its output shape.
+
+    Layers that multiply nothing but scales (normalisation, activation, pooling) count as nothing.
+    For a layer of your own that convolves, register a function of the same arguments:
+
+        @complexity.count_layer.register
+        def _(layer: MyBlock, shape, name, items):
+            return complexity.count_layer(layer.conv, shape, f"{name}/conv", items)
+
+    Args:
+        layer: a built Keras layer.
+        shape: of its input, (1, height, width, channels).
+        name: of the layer, with those around it: `"stage1/block_0"`.
+        items: list of dicts `name`, `kind`, `macs`, which is appended to.
+
+    Returns:
+        The shape of its output.
+
+    Raises:
+        ValueError: if the layer has a matrix or a kernel and nothing is registered for its class.
+    """
+    kernels = [v.path for v in layer.weights if len(v.shape) > 1]
+    if kernels:
+        raise ValueError(
+            f"The multiply-adds of {name!r}, a {type(layer).__name__}, are not known; it has the "
+            f"weights {', '.join(kernels[:3])}. Register a function that counts them with "
+            "`dgnet_keras.complexity.count_layer.register`."
+        )
     return tuple(layer.compute_output_shape(shape))
 
 
-@_count.register
+@count_layer.register
 def _(layer: keras.layers.InputLayer, shape, name, items):
     return shape
 
 
-@_count.register
+@count_layer.register
+def _(layer: keras.Sequential, shape, name, items):
+    for inner in layer.layers:
+        shape = count_layer(inner, shape, f"{name}/{inner.name}", items)
+    return shape
+
+
+@count_layer.register
+def _(layer: keras.layers.DepthwiseConv2D, shape, name, items):
+    output = tuple(layer.compute_output_shape(shape))
+    macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[:2])
+    items.append({"name": name, "kind": "convolution", "macs": macs})
+    return output
+
+
+@count_layer.register
 def _(layer: keras.layers.Conv2D, shape, name, items):
     output = tuple(layer.compute_output_shape(shape))
     macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[:3])
@@ -128,7 +170,7 @@ def _(layer: keras.layers.Conv2D, shape, name, items):
     return output
 
 
-@_count.register
+@count_layer.register
 def _(layer: keras.layers.Dense, shape, name, items):
     output = tuple(layer.compute_output_shape(shape))
     macs = math.prod(output[1:]) * layer.kernel.shape[0]
@@ -136,33 +178,33 @@ def _(layer: keras.layers.Dense, shape, name, items):
     return output
 
 
-@_count.register
+@count_layer.register
 def _(layer: ConvNormAct, shape, name, items):
     padded = shape if layer.pad is None else layer.pad.compute_output_shape(shape)
-    return _count(layer.conv, padded, f"{name}/conv", items)
+    return count_layer(layer.conv, padded, f"{name}/conv", items)
 
 
-@_count.register
+@count_layer.register
 def _(layer: SqueezeExcite, shape, name, items):
     pooled = (1, shape[-1])
     for dense in (layer.fc1, layer.fc2):
-        pooled = _count(dense, pooled, f"{name}/{dense.name}", items)
+        pooled = count_layer(dense, pooled, f"{name}/{dense.name}", items)
     return shape
 
 
-@_count.register
+@count_layer.register
 def _(layer: ResidualBlock, shape, name, items):
     if layer.shortcut is not None:
-        _count(layer.shortcut, shape, f"{name}/shortcut", items)
+        count_layer(layer.shortcut, shape, f"{name}/shortcut", items)
     for step in layer.steps:
-        shape = _count(step, shape, f"{name}/{step.name}", items)
+        shape = count_layer(step, shape, f"{name}/{step.name}", items)
     return shape
 
 
-@_count.register
+@count_layer.register
 def _(layer: GraphStage, shape, name, items):
     for block in layer.blocks:
-        shape = _count(block, shape, f"{name}/{block.name}", items)
+        shape = count_layer(block, shape, f"{name}/{block.name}", items)
     for graph in layer.graphs:
         if layer.wiring == "dynamic":
             for node in range(graph.num_blocks):

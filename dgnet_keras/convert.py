@@ -213,13 +213,18 @@ def load_timm(model, path):
         ValueError: if the file is not a whole safetensors file, or is of another architecture;
             the message lists names and shapes, and the model is as it was.
     """
+    names = getattr(model, "backbone", model).timm_names
+    if names is None:
+        raise ValueError(
+            f"{type(getattr(model, 'backbone', model)).__name__} has no `timm_names`, which say "
+            f"where timm keeps the weights of a layer. Received: {path}"
+        )
     path = _locate(path)
     # safetensors' NumPy reader knows no bfloat16.
     from safetensors.tensorflow import load_file
 
     with _reading(path, "safetensors"):
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    names = getattr(model, "backbone", model).timm_names
     paths = {timm_name(v.path, names): v for v in model.weights if not is_wiring_weight(v.path)}
     head = {timm_name(path, names) for path in HEAD}
     values = {}

@@ -8,6 +8,7 @@ from catalog import create, images
 from conftest import SHARED
 
 import dgnet_keras as dg
+from dgnet_keras import complexity
 
 STATIC = SHARED / "reference" / "static_models.json"
 
@@ -32,6 +33,48 @@ def test_a_small_network_by_hand():
 def test_cifar_resnet20_has_the_known_number_of_parameters():
     model = dg.create("resnet20_cifar", num_classes=10, input_shape=(32, 32, 3), wiring="chain")
     assert dg.count_macs(model)["parameters"] == 272_474
+
+
+def test_stages_of_stock_layers_are_counted():
+    blocks = [
+        keras.Sequential(
+            [
+                keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False),
+                keras.layers.Conv2D(4, 1),
+            ],
+            name=f"block_{i}",
+        )
+        for i in range(2)
+    ]
+    inputs = keras.Input((8, 8, 4))
+    stage = dg.layers.GraphStage(blocks, wiring="chain", name="stage1")
+    model = keras.Model(inputs, stage(inputs)["features"])
+    assert dg.count_macs(model)["macs"] == 2 * 8 * 8 * 4 * (3 * 3 + 4)
+
+
+def test_a_layer_whose_multiplications_are_not_known_is_not_counted_as_nothing():
+    @keras.saving.register_keras_serializable(package="tests")
+    class Mine(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv = keras.layers.Conv2D(4, 1, use_bias=False)
+
+        def build(self, input_shape):
+            self.conv.build(input_shape)
+
+        def call(self, inputs):
+            return self.conv(inputs)
+
+    inputs = keras.Input((8, 8, 4))
+    model = keras.Model(inputs, Mine(name="mine")(inputs))
+    with pytest.raises(ValueError, match=r"'mine', a Mine, are not known.*register"):
+        dg.count_macs(model)
+
+    @complexity.count_layer.register
+    def _(layer: Mine, shape, name, items):
+        return complexity.count_layer(layer.conv, shape, f"{name}/conv", items)
+
+    assert dg.count_macs(model)["macs"] == 8 * 8 * 4 * 4
 
 
 def test_a_strided_network_counts_at_any_image_size():

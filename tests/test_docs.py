@@ -1,4 +1,4 @@
-"""The scripts of docs/training.md, run with stand-ins for ssh, Slurm and Python."""
+"""The docs: scripts run, commands and tables checked, links followed, all of it built."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from catalog import create
@@ -124,3 +125,34 @@ def test_the_tables_of_performance_are_the_benchmarks(path):
     text = (TRAINING.parent / "performance.md").read_text()
     for line in speed_markdown.lines(json.loads(path.read_text())):
         assert line in text
+
+
+ROOT = TRAINING.parents[1]
+
+
+def anchors(path):
+    """Anchors of the headings of a Markdown file, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_and_headings_lead_somewhere(name):
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        target, _, anchor = link.partition("#")
+        if target.startswith("https:"):
+            continue  # what is elsewhere cannot be looked up everywhere
+        path = ROOT / target if target else ROOT / name
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path), link
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "layers.html").read_text()
+    assert "dgnet_keras.layers.GraphStage" in page
+    assert "edge_scale" in page

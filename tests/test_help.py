@@ -1,0 +1,39 @@
+"""`--help` of every command has an example of how to call it."""
+
+import importlib
+import shlex
+
+import pytest
+
+from dgnet_keras.__main__ import parse_args
+
+COMMANDS = [
+    *("train.imagenet", "train.coco", "train.preview"),
+    *(
+        f"benchmarks.{name}"
+        for name in (
+            *("ablation", "accuracy", "detection", "grouped_conv", "headroom", "serving"),
+            *("speed", "speed_markdown", "training", "variants", "model_server"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_module_that_is_a_command(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m {name} " in text.partition("\n")[2]  # not in the usage line alone
+
+
+@pytest.mark.parametrize("name", ["list", "info", "plot", "export", "predict", "serve-config"])
+def test_a_command_of_the_package(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_args([name, "--help"])
+    assert ended.value.code == 0
+    example = " ".join(
+        capsys.readouterr().out.partition("Example: python -m dgnet_keras ")[2].split()
+    )
+    assert parse_args(shlex.split(example)).command == name
