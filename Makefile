@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m train.imagenet --config digits_resnet20 --workdir $(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from PIL import Image
 
 import dgnet_keras as dg
 
+pytestmark = pytest.mark.xdist_group("cifar10")  # what its fixtures make is made once
 COUNT = 1280
 SMALL = {
     "mobilenetv2_100": {

@@ -14,6 +14,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 import dgnet_keras as dg
 from dgnet_keras.export import atomic_directory, model_card
 
+pytestmark = pytest.mark.xdist_group("export")  # what its fixtures make is made once
+
 
 @pytest.fixture(scope="module")
 def model():

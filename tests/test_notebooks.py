@@ -47,3 +47,10 @@ def test_the_notebook_is_saved_with_its_outputs(path):
     assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs)
     assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_notebook_is_short_and_says_first_what_it_comes_to(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) <= 20
+    assert "At the end you have" in cells[0].source.replace("\n", " ")

@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("packaging")  # what its fixtures make is made once
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 import dgnet_keras as dg
 from benchmarks import c_api
 
+pytestmark = pytest.mark.xdist_group("runtimes")  # what its fixtures make is made once
 SIZE = 16
 SHAPES = ((1, 16, 16, 3), (3, 25, 40, 3), (64, 20, 17, 3))
 RUNTIMES = {"tensorflow": 5, "c_api": 5, "openvino": 3}  # requests that each of them answers

@@ -15,6 +15,7 @@ from train import input_pipeline
 from train.configs import get_recipe
 from train.datasets import load_data
 
+pytestmark = pytest.mark.xdist_group("served_preprocessing")  # what its fixtures make is made once
 COUNT = 1000
 
 

@@ -19,6 +19,7 @@ import dgnet_keras as dg
 from benchmarks.model_server import ModelServer
 from dgnet_keras.serving import Client, ServingError
 
+pytestmark = pytest.mark.xdist_group("serving")  # what its fixtures make is made once
 ROWS = {1: "resnet_cifar_split", 2: "resnet_basic"}
 LABELS = {1: ["a", "b", "ö"], 2: ["d", "e", "f"]}
 PROTOCOLS = ("rest", "grpc")

@@ -16,6 +16,7 @@ import dgnet_keras as dg
 from benchmarks import c_api
 from dgnet_keras.signatures import MAX_PIXELS
 
+pytestmark = pytest.mark.xdist_group("signatures")  # what its fixtures make is made once
 SIZE = 16
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (2, 20, 30, 3), "uint8")

@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from benchmarks import c_api
 
+pytestmark = pytest.mark.xdist_group("c_api")  # what its fixtures make is made once
+
 
 class Echo(tf.Module):
     """Gives back what it is given."""

@@ -4,6 +4,8 @@ import pytest
 import dgnet_keras as dg
 from benchmarks import headroom
 
+pytestmark = pytest.mark.xdist_group("headroom")  # what its fixtures make is made once
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -24,6 +24,7 @@ from tensorflow_serving.apis import (
 
 from benchmarks.model_server import ModelServer
 
+pytestmark = pytest.mark.xdist_group("model_server")  # what its fixtures make is made once
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGES = np.arange(2 * 2 * 2 * 3, dtype="uint8").reshape(2, 2, 2, 3) + 1  # means 6.5 and 18.5
 

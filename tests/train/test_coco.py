@@ -278,7 +278,10 @@ def make_run(data, *more, init_backbone=None):
     return coco_runner.Run(recipe, data, strategy, init_backbone)
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in DETECTORS],
+)
 def finished(request, scenes, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     recipe = tiny(request.param, ANY_SCORE)

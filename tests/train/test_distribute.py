@@ -32,7 +32,13 @@ def load(workdir):
     return np.load(workdir / "weights.npz"), json.loads((workdir / "rows.json").read_text())[-1]
 
 
-@pytest.fixture(scope="module", params=["chain", "dynamic"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(wiring, marks=pytest.mark.xdist_group(f"distribute_{wiring}"))
+        for wiring in ("chain", "dynamic")
+    ],
+)
 def one_worker(request, tmp_path_factory):
     """The wiring, and the folder of 21 steps on one device."""
     workdir = tmp_path_factory.mktemp(request.param)
