@@ -91,6 +91,7 @@ def write_serving_config(
 
     Raises:
         FileExistsError: if a file exists and `overwrite` is False; nothing is written.
+        IsADirectoryError: if a folder is in a file's place; nothing is written.
         FileNotFoundError: if a folder, or a version asked for, does not exist.
         ValueError: if another argument does not fit.
     """
@@ -105,6 +106,8 @@ def write_serving_config(
         raise FileExistsError(
             f"{target} has {', '.join(existing)} already. Give overwrite=True to replace them."
         )
+    if folders_there := [path.name for path in paths if path.is_dir()]:
+        raise IsADirectoryError(f"{target} has folders called {', '.join(folders_there)}.")
     texts = [
         "".join(_model_text(name, versions.get(name), labels.get(name, {})) for name in folders),
         _batching_text(max_batch_size, batch_timeout_micros),

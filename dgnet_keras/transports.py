@@ -228,6 +228,8 @@ class Grpc:
     def _ask(self, method, request, timeout):
         try:
             return method(request, timeout=max(timeout, 0))
+        except ValueError as error:  # of a closed channel
+            raise ServingError("CANCELLED", "the client is closed", reached=False) from error
         except self._grpc.RpcError as error:
             code, details = error.code().name, error.details() or ""
             reached = not re.search(UNREACHED, details)

@@ -160,6 +160,7 @@ def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, c
     assert head.split() == ["image", "label", "probability"]
     assert piped.split()[0] == "-"
     assert piped.split()[1:] == named.split()[1:]
+    assert head.index("label") == piped.index(piped.split()[1]) == named.index(named.split()[1])
 
 
 def test_a_run_is_exported_with_its_classes_and_metrics(saved, tmp_path, capsys):

@@ -365,6 +365,14 @@ def test_a_server_that_never_answers_costs_the_timeout(scheme):
     assert 0.4 < seconds < 1.5
 
 
+def test_a_closed_client_says_so(server, images):
+    client = Client(server.grpc_url, "birds")
+    client.close()
+    error = error_of(client.predict, images)
+    assert error.code == "CANCELLED"
+    assert "closed" in str(error)
+
+
 def test_a_server_that_answers_byte_by_byte_costs_the_timeout():
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -105,6 +105,13 @@ def answer_states(listener, states):
             connection.sendall(f"HTTP/1.0 200 OK\r\n\r\n{body}".encode())
 
 
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_written(models, tmp_path):
+    (tmp_path / "out" / "docker-compose.yml").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"docker-compose\.yml"):
+        write_serving_config(models, tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["docker-compose.yml"]
+
+
 def test_existing_files_are_refused_and_left_alone(models, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

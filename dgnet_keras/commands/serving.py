@@ -11,7 +11,6 @@ import sys
 from dgnet_keras.commands.models import class_names, load_model, run_record
 
 BATCH_SIZE = 32
-TABLE_ROW = "{:<40}  {:<24}  {:>11}"
 
 
 def add_parsers(commands):
@@ -159,21 +158,26 @@ def predict_command(args):
         raise ValueError(f"`--top` must be positive. Received: {args.top}")
     files = list(_image_files(args.images))
     classifier = open_classifier(args.model)
+    widths = [
+        max(map(len, column))
+        for column in (["image", *(n for n, _ in files)], ["label", *classifier.labels])
+    ]
+    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>11}}"
     if not args.json:
-        print(TABLE_ROW.format("image", "label", "probability"))
+        print(row.format("image", "label", "probability"))
     skipped = 0
     for start in range(0, len(files), BATCH_SIZE):
         batch = files[start : start + BATCH_SIZE]
         names, contents = _readable(batch, classifier.channels)
         skipped += len(batch) - len(names)
         if names:
-            for name, row in zip(names, classifier.classify(contents), strict=True):
-                _print_answer(name, row, classifier.labels, args)
+            for name, values in zip(names, classifier.classify(contents), strict=True):
+                _print_answer(name, values, classifier.labels, args, row)
     if skipped:
         sys.exit(1)
 
 
-def _print_answer(name, probabilities, labels, args):
+def _print_answer(name, probabilities, labels, args, row):
     best = (-probabilities).argsort(kind="stable")[: args.top]
     if args.json:
         answers = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
@@ -181,7 +185,7 @@ def _print_answer(name, probabilities, labels, args):
         return
     for rank, k in enumerate(best):
         shown = name if rank == 0 else ""
-        print(TABLE_ROW.format(shown, labels[k], f"{probabilities[k]:.4f}"), flush=True)
+        print(row.format(shown, labels[k], f"{probabilities[k]:.4f}"), flush=True)
 
 
 def _image_files(arguments):
