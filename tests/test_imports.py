@@ -44,6 +44,7 @@ PACKAGE_ORDER = (
         "preprocessing",
         "layers.devices",
         "layers.rebuild",
+        "layers.normalization",
         "layers.gate",
         "layers.blocks",
         "layers.router",

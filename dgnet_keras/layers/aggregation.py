@@ -42,10 +42,39 @@ def aggregate(column, features):
     return apply(column, *features)
 
 
-class Features:
+class ForwardFeatures:
     """The features of a graph's nodes, and the sums of them that later nodes take in.
 
-    Equals `aggregate` for each node, forward and backward, and does less in the backward pass.
+    Equals `aggregate` for each node. For inference: gradients are TensorFlow's own, and nothing
+    stands between operations that TensorFlow's graph optimiser can fuse.
+
+    Args:
+        num_nodes: N, the number of nodes that are added.
+        pool: whether `add` gives pooled features.
+    """
+
+    def __init__(self, num_nodes, *, pool):
+        self._pool = pool
+        self._features = []
+
+    def add(self, features):
+        """Adds the next node's features, (batch, height, width, channels).
+
+        Returns:
+            Their mean over height and width, (batch, 1, 1, channels), float32 (float64 for
+            float64 features), or None without pooling.
+        """
+        self._features.append(features)
+        return _pool(features) if self._pool else None
+
+    def aggregate(self, column):
+        """What the next node takes in, by its column of the adjacency, (batch, sources)."""
+        return _weighted_sum(tf.unstack(column, axis=1), self._features)
+
+
+class Features:
+    """As `ForwardFeatures`, forward and backward, but for training: less in the backward pass.
+
     There, source j's gradient is `sum_i A[:, j, i] * g_i` over the gradients g_i of what its
     targets took in. TensorFlow adds up a tensor's gradients as they come, so with `aggregate`
     alone each edge's product waits in memory, for up to N (N + 1) / 2 maps a graph. Here `add`

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.layers.devices import cpu_takes_grouped_kernels, has_accelerator
+from dgnet_keras.layers.normalization import BatchNormalization
 from dgnet_keras.layers.rebuild import convolve
 
 
@@ -146,9 +147,7 @@ class ConvNormAct(_Composite):
                 2.0 * groups, "fan_out", "normal"
             ),
         )
-        self.norm = self._layer(
-            keras.layers.BatchNormalization, "norm", momentum=momentum, epsilon=epsilon
-        )
+        self.norm = self._layer(BatchNormalization, "norm", momentum=momentum, epsilon=epsilon)
         self.act = self._layer(keras.layers.Activation, "act", activation) if activation else None
 
     def build(self, input_shape):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.layers.aggregation import Features
+from dgnet_keras.layers.aggregation import Features, ForwardFeatures
 from dgnet_keras.layers.gate import ThresholdGate, check_choice, check_threshold, gate_dtype
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
 from dgnet_keras.layers.wiring import (
@@ -240,7 +240,7 @@ class GraphStage(keras.layers.Layer):
         seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
         return fixed_adjacency(self.wiring, graph.num_blocks, seed)
 
-    def call(self, inputs, adjacency=None, threshold=None):
+    def call(self, inputs, adjacency=None, threshold=None, training=None):
         """Runs the stage's graphs one after the other."""
         found = {}
         features = inputs
@@ -257,7 +257,7 @@ class GraphStage(keras.layers.Layer):
                 for block in blocks[1:]:
                     features = block(features)
             else:
-                features = _run_graph(blocks, features, edges)
+                features = _run_graph(blocks, features, edges, training)
             found[graph.key] = edges.adjacency()
         return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
 
@@ -297,7 +297,7 @@ class GraphStage(keras.layers.Layer):
             threshold=threshold,
         )
 
-    def compute_output_spec(self, inputs, adjacency=None, threshold=None):
+    def compute_output_spec(self, inputs, adjacency=None, threshold=None, training=None):
         """Features in the compute dtype, and a float32 adjacency (batch, N + 1, N + 1) a graph."""
         features = self.blocks[0].compute_output_spec(inputs)
         adjacency = {
@@ -332,9 +332,10 @@ class GraphStage(keras.layers.Layer):
         return cls(**{**config, "blocks": blocks})
 
 
-def _run_graph(blocks, features, edges):
+def _run_graph(blocks, features, edges, training):
     """Runs the nodes after the first, and returns what the output node takes in."""
-    sources = Features(len(blocks), pool=edges.needs_pooled)
+    kind = Features if training else ForwardFeatures
+    sources = kind(len(blocks), pool=edges.needs_pooled)
     edges.add_source(sources.add(features))
     for i, block in enumerate(blocks[1:], start=1):
         edges.add_source(sources.add(block(sources.aggregate(edges.column(i)))))
