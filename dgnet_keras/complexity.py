@@ -155,17 +155,10 @@ def _(layer: keras.Sequential, shape, name, items):
 
 
 @count_layer.register
-def _(layer: keras.layers.DepthwiseConv2D, shape, name, items):
+def _(layer: keras.layers.Conv2D | keras.layers.DepthwiseConv2D, shape, name, items):
     output = tuple(layer.compute_output_shape(shape))
-    macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[:2])
-    items.append({"name": name, "kind": "convolution", "macs": macs})
-    return output
-
-
-@count_layer.register
-def _(layer: keras.layers.Conv2D, shape, name, items):
-    output = tuple(layer.compute_output_shape(shape))
-    macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[:3])
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+    macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[: 2 if is_depthwise else 3])
     items.append({"name": name, "kind": "convolution", "macs": macs})
     return output
 
