@@ -1,9 +1,9 @@
-"""The tables of docs/performance.md, from the rows that `benchmarks.speed` measured.
+"""The tables of README.md and docs/performance.md, from the rows that `benchmarks.speed` measured.
 
-python -m benchmarks.speed_markdown benchmarks/results/speed_models.json
+python -m benchmarks.speed_markdown benchmarks/results/speed_models.json [--overview]
 
 Prints Markdown rows of the tables `models` (networks against their static twins, then static twins
-against their peers) and `nodes`.
+against their peers) and `nodes`; with `--overview` those of the README.
 """
 
 import argparse
@@ -21,6 +21,34 @@ def lines(rows):
     if table == "nodes":
         return [_of_nodes(n, rows) for n in dict.fromkeys(r["settings"]["nodes"] for r in rows)]
     return []
+
+
+def overview(rows):
+    """Markdown table rows of a file of `models`: medians of dynamic networks' ratios.
+
+    Training step, inference and peak memory in training against the static twin, and training step
+    and inference against the network of `keras.applications`.
+    """
+    return [_overview(name, rows) for name in dict.fromkeys(r["settings"]["model"] for r in rows)]
+
+
+def _overview(name, rows):
+    batch = _batch(name, rows)
+    times = [
+        _find(rows, model=name, mode=mode, measure="time", batch=batch)
+        for mode in ("train", "inference")
+    ]
+    memory = _find(rows, model=name, mode="train", measure="cost")
+    pair, peer = "dynamic/chain", "dynamic/keras_applications"
+    cells = [f"`{name}`", str(batch), *(_median(row, pair) for row in times)]
+    cells += [_cost(memory, pair), *(_median(row, peer) for row in times)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(row, pair):
+    return (
+        "-" if row is None or pair not in row["ratios"] else f"{row['ratios'][pair]['median']:.2f}"
+    )
 
 
 def _find(rows, **settings):
@@ -93,9 +121,7 @@ def _of_nodes(nodes, rows):
     for pair in ("dynamic/chain", "dynamic_max6/chain"):
         for mode in ("train", "inference"):
             row = _find(rows, nodes=nodes, mode=mode, measure="time")
-            cells.append(
-                "-" if pair not in row["ratios"] else f"{row['ratios'][pair]['median']:.2f}"
-            )
+            cells.append(_median(row, pair))
         cells.append(_cost(_find(rows, nodes=nodes, measure="cost"), pair))
     return f"| {' | '.join(cells)} |"
 
@@ -108,7 +134,10 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=pathlib.Path, help="speed_models*.json or speed_nodes*.json")
-    for line in lines(json.loads(parser.parse_args(argv).file.read_text())):
+    parser.add_argument("--overview", action="store_true", help="the README's rows, of models")
+    args = parser.parse_args(argv)
+    rows = json.loads(args.file.read_text())
+    for line in overview(rows) if args.overview else lines(rows):
         print(line)
 
 

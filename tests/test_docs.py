@@ -127,6 +127,13 @@ def test_the_tables_of_performance_are_the_benchmarks(path):
         assert line in text
 
 
+def test_the_overview_of_the_readme_is_the_benchmarks():
+    text = (TRAINING.parents[1] / "README.md").read_text()
+    rows = json.loads((RESULTS / "speed_models_onednn.json").read_text())
+    for line in speed_markdown.overview(rows):
+        assert line in text
+
+
 ROOT = TRAINING.parents[1]
 
 
