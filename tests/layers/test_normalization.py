@@ -14,7 +14,7 @@ OPTIONS = {"momentum": 0.8, "epsilon": 1e-3, "name": "norm"}
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     """As where oneDNN or an accelerator is."""
-    monkeypatch.setattr(normalization, "_fast_in_training", lambda: True)
+    monkeypatch.setattr(normalization, "_fused_is_fast", lambda: True)
 
 
 def make(cls, rng, dtype="float32", **options):
@@ -64,21 +64,23 @@ def operations(layer, shape=(2, 4, 4, 3), dtype=tf.float32, training=True):
     return {operation.type for operation in graph.get_operations()}
 
 
-def test_it_is_one_operation_where_there_is_one(rng, monkeypatch):
+def test_it_is_one_operation_in_training_where_there_is_one(rng, monkeypatch):
     fused = "FusedBatchNormV3"
     assert fused in operations(make(BatchNormalization, rng))
-    assert fused in operations(make(BatchNormalization, rng), training=False)
+    assert fused not in operations(make(BatchNormalization, rng), training=False)
     assert fused not in operations(make(BatchNormalization, rng, "float64"), dtype=tf.float64)
-    assert not make(BatchNormalization, rng)._fits(tf.zeros((2, 3)), in_training=True)
-    monkeypatch.setattr(normalization, "_fast_in_training", lambda: False)
+    monkeypatch.setattr(normalization, "_fused_is_fast", lambda: False)
     assert fused not in operations(make(BatchNormalization, rng))
-    assert fused in operations(make(BatchNormalization, rng), training=False)
 
 
-def test_synchronised_statistics_stay_keras(rng):
-    layer = make(BatchNormalization, rng, synchronized=True)
-    assert layer._fits(tf.zeros((2, 4, 4, 3)), in_training=False)
-    assert not layer._fits(tf.zeros((2, 4, 4, 3)), in_training=True)
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [({}, (2, 4, 4, 3)), ({"synchronized": True}, (2, 4, 4, 3)), ({"scale": False}, (2, 4, 4, 3))],
+)
+def test_what_the_fused_operation_cannot_do_stays_keras(options, shape, rng):
+    layer = BatchNormalization(**OPTIONS, **options)
+    layer.build(shape)
+    assert layer._has_fused(tf.zeros(shape)) == (not options)
 
 
 def test_a_frozen_layer_keeps_its_statistics(rng):
