@@ -15,6 +15,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 @pytest.mark.slow
 def test_the_snippets_run(tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dg.DGResNet, "variants", dict(dg.DGResNet.variants))
     static = dg.create("resnet50", num_classes=10, wiring="chain")
     static.save_weights("static.weights.h5")
     catalog.write_timm_file(dg.create("resnet50", wiring="chain"), "resnet50.safetensors")
