@@ -14,6 +14,7 @@ from catalog import create
 import dgnet_keras as dg
 from benchmarks import speed_markdown
 from dgnet_keras.__main__ import parse_args
+from train import imagenet
 from train.configs import RECIPES, Recipe
 
 TRAINING = pathlib.Path(__file__).parents[1] / "docs" / "training.md"
@@ -59,6 +60,16 @@ def test_the_slurm_script_starts_each_worker_with_its_tf_config(tmp_path):
     srun = 'for i in 0 1; do SLURM_PROCID=$i "$@"; done'
     lines = run(tmp_path, SCRIPTS[1], scontrol="echo n1; echo n2", srun=srun)
     check(lines, ["n1", "n2"])
+
+
+def test_the_script_for_one_machine_starts_two_workers(tmp_path):
+    lines = run(tmp_path, SCRIPTS[2])
+    configs = [json.loads(line) for line in lines if line.startswith("{")]
+    assert sorted(c["task"]["index"] for c in configs) == [0, 1]
+    assert all(len(set(c["cluster"]["worker"])) == 2 for c in configs)
+    (command,) = {line for line in lines if line.startswith("-m")}
+    args = imagenet.parse_args(shlex.split(command)[2:])
+    assert args.strategy == "multi_worker"
 
 
 @pytest.mark.parametrize("name", RECIPES)
