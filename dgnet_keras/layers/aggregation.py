@@ -45,8 +45,8 @@ def aggregate(column, features):
 class ForwardFeatures:
     """The features of a graph's nodes, and the sums of them that later nodes take in.
 
-    Equals `aggregate` for each node. For inference: gradients are TensorFlow's own, and nothing
-    stands between operations that TensorFlow's graph optimiser can fuse.
+    Equals `aggregate` for each node. For inference: gradients are TensorFlow's own, so that the
+    graph of an export holds plain operations only. It is no faster than `Features`.
 
     Args:
         num_nodes: N, the number of nodes that are added.
