@@ -352,7 +352,11 @@ def _to_dict(message):
 
 def main(arguments=None):
     """Serves until it is interrupted; the flags are TensorFlow Serving's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.model_server",
+        description=__doc__.splitlines()[0],
+        epilog="Example: python -m benchmarks.model_server --model_config_file models.config",
+    )
     parser.add_argument("--model_config_file", required=True)
     parser.add_argument("--rest_api_port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--port", type=int, default=0, help="for gRPC; 0 takes a free one")
