@@ -1,9 +1,12 @@
 """Keras callback that follows connectivity during `model.fit`."""
 
+import os
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity
 from dgnet_keras.backbones.base import connectivity_model
@@ -35,7 +38,14 @@ class ConnectivityMonitor(keras.callbacks.Callback):
             if the model has no edges or takes other images.
     """
 
-    def __init__(self, images, *, log_dir=None, patience=2, batch_size=128):
+    def __init__(
+        self,
+        images: ArrayLike,
+        *,
+        log_dir: str | os.PathLike[str] | None = None,
+        patience: int = 2,
+        batch_size: int = 128,
+    ) -> None:
         super().__init__()
         self.images = np.asarray(images)
         if self.images.ndim != 4 or len(self.images) < 2:
@@ -46,10 +56,10 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         self.log_dir = log_dir
         self.patience = patience
         self.batch_size = batch_size
-        self.findings = []
-        self._writer = None
+        self.findings: list[connectivity.Finding] = []
+        self._writer: Any = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Prepares the model that gives adjacency alone."""
         self._connectivity = connectivity_model(self.model)
         if self._connectivity is None:
@@ -61,9 +71,9 @@ class ConnectivityMonitor(keras.callbacks.Callback):
                 f"`images` must be what the model takes, {expected}. "
                 f"Received: {self.images.shape[1:]}"
             )
-        self._warned = set()
+        self._warned: set[str] = set()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measures, writes and warns."""
         found = self._connectivity.predict(self.images, batch_size=self.batch_size, verbose=0)
         if not all(np.isfinite(matrix).all() for matrix in found.values()):
@@ -77,7 +87,7 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         if self.model.wiring == "dynamic":
             self._check(epoch, found)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the files."""
         if self._writer is not None:
             self._writer.close()

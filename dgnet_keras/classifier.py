@@ -1,12 +1,18 @@
 """Classifier, and `create`: a model by its name."""
 
 import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, overload
 
 import keras
 
 from dgnet_keras.backbones import FAMILIES
-from dgnet_keras.backbones.base import GraphModel, closest, construction_scope
+from dgnet_keras.backbones.base import Backbone, GraphModel, closest, construction_scope
 from dgnet_keras.convert import load_weights
+from dgnet_keras.layers.gate import Gate
+from dgnet_keras.layers.wiring import Init
+from dgnet_keras.preprocessing import Preprocessing
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -29,7 +35,14 @@ class Classifier(GraphModel):
         ValueError: if `num_classes` is not a positive integer.
     """
 
-    def __init__(self, backbone, num_classes, *, dropout=0.0, name=None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        name: str | None = None,
+    ) -> None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 "`num_classes` must be a positive integer, or None in `create` for the backbone. "
@@ -51,30 +64,30 @@ class Classifier(GraphModel):
         self.dropout = dropout
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> Preprocessing:
         """Resize, crop, mean and standard deviation: the backbone's."""
         return self.backbone.preprocessing
 
     @preprocessing.setter
-    def preprocessing(self, value):
+    def preprocessing(self, value: Preprocessing) -> None:
         self.backbone.preprocessing = value
 
     @property
-    def wiring(self):
+    def wiring(self) -> str:
         """The wiring of the graph stages: the backbone's."""
         return self.backbone.wiring
 
     @property
-    def adjacency_outputs(self):
+    def adjacency_outputs(self) -> dict[str, keras.KerasTensor]:
         """Symbolic adjacency of each stage with edges: the backbone's."""
         return self.backbone.adjacency_outputs
 
     @property
-    def pyramid_outputs(self):
+    def pyramid_outputs(self) -> dict[str, keras.KerasTensor]:
         """Symbolic feature maps by level: the backbone's."""
         return self.backbone.pyramid_outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the backbone serialised."""
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
@@ -85,7 +98,9 @@ class Classifier(GraphModel):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
         """Rebuilds the classifier with its backbone."""
         config = dict(config)
         frozen = config.pop("frozen")
@@ -97,7 +112,7 @@ class Classifier(GraphModel):
         return classifier
 
 
-def list_variants(family=None):
+def list_variants(family: str | None = None) -> list[str]:
     """Names of the variants, in table order.
 
     Args:
@@ -116,7 +131,7 @@ def list_variants(family=None):
     return [name for cls in chosen for name in cls.variants]
 
 
-def family_of(name):
+def family_of(name: str) -> type[Backbone]:
     """The backbone class that has the variant `name`.
 
     Raises:
@@ -131,22 +146,60 @@ def family_of(name):
     )
 
 
+@overload
 def create(
-    name,
+    name: str,
     *,
-    num_classes=1000,
-    input_shape=(224, 224, 3),
-    wiring="dynamic",
-    threshold=0.1,
-    edge_scale=None,
-    init="open",
-    gate="straight_through",
-    learn_threshold=False,
-    max_nodes=None,
-    seed=0,
-    weights=None,
-    **overrides,
-):
+    num_classes: int = ...,
+    input_shape: Sequence[int | None] = ...,
+    wiring: str = ...,
+    threshold: float = ...,
+    edge_scale: float | None = ...,
+    init: Init = ...,
+    gate: Gate = ...,
+    learn_threshold: bool = ...,
+    max_nodes: int | None = ...,
+    seed: int = ...,
+    weights: str | os.PathLike[str] | None = ...,
+    **overrides: Any,
+) -> Classifier: ...
+
+
+@overload
+def create(
+    name: str,
+    *,
+    num_classes: None,
+    input_shape: Sequence[int | None] = ...,
+    wiring: str = ...,
+    threshold: float = ...,
+    edge_scale: float | None = ...,
+    init: Init = ...,
+    gate: Gate = ...,
+    learn_threshold: bool = ...,
+    max_nodes: int | None = ...,
+    seed: int = ...,
+    weights: str | os.PathLike[str] | None = ...,
+    **overrides: Any,
+) -> Backbone: ...
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None = 1000,
+    input_shape: Sequence[int | None] = (224, 224, 3),
+    wiring: str = "dynamic",
+    threshold: float = 0.1,
+    edge_scale: float | None = None,
+    init: Init = "open",
+    gate: Gate = "straight_through",
+    learn_threshold: bool = False,
+    max_nodes: int | None = None,
+    seed: int = 0,
+    weights: str | os.PathLike[str] | None = None,
+    **overrides: Any,
+) -> Classifier | Backbone:
     """Creates a model by the name of its variant.
 
     Args:

@@ -2,8 +2,11 @@
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, TypedDict
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.backbones.base import adjacency
@@ -11,7 +14,37 @@ from dgnet_keras.layers.blocks import ConvNormAct, ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.graph import GraphStage
 
 
-def count_macs(model, images=None, *, image_size=None):
+class MacItem(TypedDict):
+    """A layer that computes, or a graph's edges; see `count_macs`."""
+
+    name: str
+    kind: str
+    macs: int
+
+
+class InstanceMacs(TypedDict):
+    """What each image computes; see `count_macs`."""
+
+    macs: np.ndarray
+    open_edges: dict[str, np.ndarray]
+
+
+class MacCount(TypedDict):
+    """What `count_macs` returns."""
+
+    macs: int
+    parameters: int
+    by_kind: dict[str, int]
+    items: list[MacItem]
+    per_instance: NotRequired[InstanceMacs]
+
+
+def count_macs(
+    model: keras.Model,
+    images: np.ndarray | tf.Tensor | None = None,
+    *,
+    image_size: Sequence[int] | None = None,
+) -> MacCount:
     """Counts multiply-adds of one image, and parameters; with images, also of each of them.
 
     Counted are convolutions, dense layers, routers and the aggregation (one multiply-add for each
@@ -44,13 +77,13 @@ def count_macs(model, images=None, *, image_size=None):
     if None in defaults:
         defaults = model.preprocessing.image_size
     shape = (1, *defaults, channels)
-    items = []
+    items: list[MacItem] = []
     for layer in model.layers:
         shape = count_layer(layer, shape, layer.name, items)
     by_kind = dict.fromkeys(("convolution", "dense", "router", "aggregation"), 0)
     for item in items:
         by_kind[item["kind"]] += item["macs"]
-    counted = {
+    counted: MacCount = {
         "macs": sum(by_kind.values()),
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
         "by_kind": by_kind,
@@ -69,7 +102,12 @@ def _count_instances(model, images, counted):
     }
 
 
-def instance_macs(model, counted, found, count):
+def instance_macs(
+    model: keras.Model,
+    counted: MacCount,
+    found: Mapping[str, np.ndarray | tf.Tensor],
+    count: int | tf.Tensor,
+) -> tf.Tensor:
     """The total less what each image's closed edges and nodes that are off would save.
 
     Args:

@@ -5,8 +5,11 @@ the package. The measures are this implementation's own choice of standard ones.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RARE = 0.001
 CONSTANT = 0.01
@@ -27,7 +30,7 @@ MESSAGES = {
 }
 
 
-def check_adjacency(adjacency):
+def check_adjacency(adjacency: dict[str, np.ndarray]) -> int:
     """Number of images of a whole adjacency.
 
     Raises:
@@ -60,7 +63,9 @@ def check_adjacency(adjacency):
     return counts.pop()
 
 
-def check_labels(labels, images, class_names=None):
+def check_labels(
+    labels: ArrayLike, images: int, class_names: Sequence[str] | None = None
+) -> np.ndarray:
     """Labels as int (images,).
 
     Raises:
@@ -88,18 +93,18 @@ def check_labels(labels, images, class_names=None):
     return labels
 
 
-def edges_of(matrix):
+def edges_of(matrix: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Indices (sources, targets) of the possible edges of an adjacency (..., N + 1, N + 1)."""
     return np.triu_indices(np.shape(matrix)[-1], k=1)
 
 
-def flat_edges(adjacency):
+def flat_edges(adjacency: dict[str, np.ndarray]) -> np.ndarray:
     """All possible edges' weights, graph after graph: float (images, edges)."""
     columns = [np.asarray(matrix)[:, *edges_of(matrix)] for matrix in adjacency.values()]
     return np.concatenate(columns, axis=1)
 
 
-def paths(adjacency):
+def paths(adjacency: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The path of each image: which set of edges it keeps open.
 
     Args:
@@ -119,21 +124,21 @@ def paths(adjacency):
     return rank[numbers.reshape(-1)], found[order]
 
 
-def entropy(counts):
+def entropy(counts: ArrayLike) -> float:
     """Entropy in bits of the distribution that is proportional to `counts`."""
     p = np.asarray(counts, "float64")
     p = p[p > 0] / p.sum()
     return abs(float((p * np.log2(p)).sum()))
 
 
-def binary_entropy(p):
+def binary_entropy(p: ArrayLike) -> np.ndarray:
     """Entropy in bits of events of probability `p`, an array."""
     p = np.asarray(p, "float64")
     q = np.clip(p, 1e-12, 1 - 1e-12)
     return -(q * np.log2(q) + (1 - q) * np.log2(1 - q)) * ((p > 0) & (p < 1))
 
 
-def mutual_information(a, b):
+def mutual_information(a: ArrayLike, b: ArrayLike) -> float:
     """Mutual information in bits of two labellings, int (images,) each, as they are counted.
 
     Of few images in many groups it is too large (each image tells its own label): compare it with
@@ -144,7 +149,13 @@ def mutual_information(a, b):
     return max(0.0, entropy(singles[0]) + entropy(singles[1]) - entropy(pairs))
 
 
-def path_diversity(adjacency, labels=None, *, shuffles=20, seed=0):
+def path_diversity(
+    adjacency: dict[str, np.ndarray],
+    labels: ArrayLike | None = None,
+    *,
+    shuffles: int = 20,
+    seed: int = 0,
+) -> dict[str, Any]:
     """How many paths the images take, and how much a path says about the image's class.
 
     Args:
@@ -218,7 +229,7 @@ def _between_classes(values, labels):
     return np.divide(between, total, out=np.zeros_like(total), where=total > 1e-12)
 
 
-def metrics(adjacency):
+def metrics(adjacency: dict[str, np.ndarray]) -> dict[str, float]:
     """The figures to follow during training.
 
     Args:
@@ -233,7 +244,7 @@ def metrics(adjacency):
     return {**edge_metrics(open_rates), "distinct_paths": float(len(paths(adjacency)[1]))}
 
 
-def edge_metrics(open_rates):
+def edge_metrics(open_rates: Mapping[str, ArrayLike]) -> dict[str, float]:
     """`open_rate/<stage>` and `router_entropy/<stage>` of `metrics`, from each edge's open rate."""
     found = {}
     for name, rates in open_rates.items():
@@ -243,7 +254,7 @@ def edge_metrics(open_rates):
     return found
 
 
-def heat_map(matrix):
+def heat_map(matrix: np.ndarray) -> np.ndarray:
     """An adjacency (N + 1, N + 1) as an image, float32 (height, width, 1) in [0, 1].
 
     White is the largest weight.
@@ -253,7 +264,9 @@ def heat_map(matrix):
     return np.kron(scaled, np.ones((pixels, pixels)))[..., None].astype("float32")
 
 
-def nearest_images(adjacency, index, *, count=5):
+def nearest_images(
+    adjacency: dict[str, np.ndarray], index: int, *, count: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
     """The images whose edge weights are most like those of one image.
 
     Args:
@@ -293,13 +306,13 @@ class EdgeStatistics:
             it lies on a path of open edges from node 0 to the output.
     """
 
-    open_rate: dict
-    mean_weight: dict
-    weight_std: dict
-    node_rate: dict
+    open_rate: dict[str, np.ndarray]
+    mean_weight: dict[str, np.ndarray]
+    weight_std: dict[str, np.ndarray]
+    node_rate: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, adjacency):
+    def of(cls, adjacency: dict[str, np.ndarray]) -> Self:
         """Of the images of an adjacency, a dict of arrays (images, N + 1, N + 1)."""
         check_adjacency(adjacency)
         matrices = {name: np.asarray(matrix, "float64") for name, matrix in adjacency.items()}
@@ -311,7 +324,7 @@ class EdgeStatistics:
         )
 
 
-def used_nodes(is_open):
+def used_nodes(is_open: np.ndarray) -> np.ndarray:
     """Which nodes lie on a path of open edges from node 0 to the output.
 
     Args:
@@ -346,7 +359,7 @@ class Finding:
     message: str
 
 
-def router_health(statistics):
+def router_health(statistics: EdgeStatistics | dict[str, np.ndarray]) -> list[Finding]:
     """What is wrong with the routers, if anything.
 
     - `collapsed`: in a stage no edge opens or closes by image, and no edge's weight has a standard
@@ -375,7 +388,7 @@ def router_health(statistics):
         if check_adjacency(statistics) < 2:
             raise ValueError("The routers' health needs at least 2 images. Received: 1")
         statistics = EdgeStatistics.of(statistics)
-    found = {kind: {} for kind in MESSAGES}
+    found: dict[str, dict[str, str]] = {kind: {} for kind in MESSAGES}
     for name, rates in statistics.open_rate.items():
         edges = edges_of(rates)
         rate = rates[edges]

@@ -10,11 +10,14 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
@@ -32,7 +35,7 @@ TIMM_KINDS = {
 }
 
 
-def is_wiring_weight(path):
+def is_wiring_weight(path: str) -> bool:
     """Whether the weight at `path` belongs to the wiring, and not to a block, stem or head."""
     parts = path.split("/")
     return any(p.startswith(WIRING_LAYERS) for p in parts[:-1]) or parts[-1].startswith(
@@ -40,7 +43,7 @@ def is_wiring_weight(path):
     )
 
 
-def copy_weights(source, target):
+def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
     """Copies weights by `Variable.path` between two models of one variant, in any wirings.
 
     Weights of the wiring (routers, gates, edge logits) that only one of the two has are left as
@@ -75,7 +78,9 @@ def _edge_scale(model):
     return next((layer.edge_scale for layer in model.layers if hasattr(layer, "edge_scale")), None)
 
 
-def assign_weights(model, values, source, *, keep=()):
+def assign_weights(
+    model: keras.Model, values: Mapping[str, Any], source: str, *, keep: Collection[str] = ()
+) -> list[str]:
     """Assigns arrays to the weights of a model; all or nothing.
 
     Args:
@@ -101,7 +106,7 @@ def assign_weights(model, values, source, *, keep=()):
     return list(variables)
 
 
-def load_weights(model, path):
+def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     """Loads weights that this package or timm wrote, all or nothing.
 
     The wirings of file and model may differ: weights of the wiring that only one of them has are
@@ -122,7 +127,11 @@ def load_weights(model, path):
             lists names and shapes, and the model is as it was.
     """
     path = os.fspath(path)
-    readers = {".weights.h5": _load_h5, ".keras": _load_keras, ".safetensors": load_timm}
+    readers: dict[str, Callable[..., list[str]]] = {
+        ".weights.h5": _load_h5,
+        ".keras": _load_keras,
+        ".safetensors": load_timm,
+    }
     read = next((readers[suffix] for suffix in readers if path.endswith(suffix)), None)
     if read is None:
         raise ValueError(
@@ -191,7 +200,7 @@ def _h5_arrays(file):
     return arrays
 
 
-def load_timm(model, path):
+def load_timm(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     """Loads weights published by timm into a model of this package, all or nothing.
 
     The routers, gates and edge logits of the model are left as they are: with
@@ -237,7 +246,7 @@ def load_timm(model, path):
     return assign_with_head(model, values, path, classes)
 
 
-def timm_name(path, templates):
+def timm_name(path: str, templates: Mapping[str, str]) -> str | None:
     """The name of timm's tensor for the weight at `path`.
 
     Args:
@@ -261,7 +270,7 @@ def timm_name(path, templates):
     return None
 
 
-def from_timm(array, rank):
+def from_timm(array: ArrayLike, rank: int) -> np.ndarray:
     """PyTorch's layout to Keras's, float32.
 
     Args:
@@ -311,7 +320,12 @@ def _reading(path, kind):
         raise ValueError(f"{path} is not a whole {kind} file: {error}") from error
 
 
-def assign_with_head(model, values, path, classes):
+def assign_with_head(
+    model: keras.Model,
+    values: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    classes: int | None,
+) -> list[str]:
     """Assigns arrays, but for the classifier where the source has none or one of other classes.
 
     Args:
@@ -326,7 +340,7 @@ def assign_with_head(model, values, path, classes):
     Raises:
         ValueError: as `copy_weights`.
     """
-    keep = ()
+    keep: tuple[str, ...] = ()
     if classes != getattr(model, "num_classes", None):
         keep = HEAD if hasattr(model, "num_classes") else ()
         values = {k: v for k, v in values.items() if k not in HEAD}

@@ -10,18 +10,25 @@ The only module of the package that imports tf_keras or Model Garden (`official`
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from numpy.typing import ArrayLike
 from official.modeling import hyperparams
 from official.vision.configs import backbones as backbone_configs
 from official.vision.modeling.backbones import factory
 
+from dgnet_keras.backbones.base import Backbone as KerasBackbone
 from dgnet_keras.backbones.base import adjacency, construction_scope
 from dgnet_keras.classifier import create
 from dgnet_keras.convert import is_wiring_weight
+
+if TYPE_CHECKING:
+    from official.vision.configs import common
 
 
 @dataclasses.dataclass
@@ -54,7 +61,11 @@ class DGNet(hyperparams.Config):
     weights: str | None = None
     overrides: hyperparams.Config | None = None
 
-    def create(self, input_shape=(None, None, 3), dtype="float32"):
+    def create(
+        self,
+        input_shape: Sequence[int | None] = (None, None, 3),
+        dtype: str | keras.DTypePolicy = "float32",
+    ) -> KerasBackbone:
         """The Keras 3 backbone."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(DGNet)}
         name, overrides = options.pop("name"), options.pop("overrides")
@@ -97,7 +108,14 @@ class GardenBackbone(tf_keras.layers.Layer):
         output_specs: dict of level to `tf.TensorShape` (None, height, width, channels).
     """
 
-    def __init__(self, backbone, *, input_shape, kernel_regularizer=None, **kwargs):
+    def __init__(
+        self,
+        backbone: KerasBackbone,
+        *,
+        input_shape: Sequence[int | None],
+        kernel_regularizer: tf_keras.regularizers.Regularizer | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=kwargs.pop("name", backbone.name), **kwargs)
         levels = {name.removeprefix("P"): x for name, x in backbone.pyramid_outputs.items()}
         # Not by attribute assignment: tf_keras would track a part of their variables.
@@ -115,14 +133,14 @@ class GardenBackbone(tf_keras.layers.Layer):
         self.output_specs = {level: tf.TensorShape(x.shape) for level, x in outputs.items()}
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[tf.Variable]:
         """The variables that are trained; none if this layer or the backbone is frozen."""
         if not self.trainable:
             return []
         return [v.value for v in self._pyramid.trainable_variables]
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[tf.Variable]:
         """Moving statistics, and what is frozen."""
         trained = {id(v) for v in self.trainable_weights}
         return [v.value for v in self._pyramid.weights if id(v.value) not in trained]
@@ -136,11 +154,11 @@ class GardenBackbone(tf_keras.layers.Layer):
         ]
         return tf.add_n([self._kernel_regularizer(tf.cast(k, tf.float32)) for k in kernels])
 
-    def call(self, images, training=None):
+    def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         """Features by level."""
         return self._pyramid(images, training=bool(training) and self.trainable)
 
-    def adjacency(self, images, *, batch_size=8):
+    def adjacency(self, images: ArrayLike, *, batch_size: int = 8) -> dict[str, np.ndarray]:
         """The connectivity that images take, see `dgnet_keras.adjacency`.
 
         Args:
@@ -149,7 +167,7 @@ class GardenBackbone(tf_keras.layers.Layer):
         """
         return adjacency(self.backbone, np.asarray(images), batch_size=batch_size)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the backbone serialised."""
         regularizer = self._kernel_regularizer
         return {
@@ -160,7 +178,7 @@ class GardenBackbone(tf_keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuilds the layer; its weights are new."""
         config = dict(config)
         config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
@@ -170,7 +188,12 @@ class GardenBackbone(tf_keras.layers.Layer):
 
 
 @factory.register_backbone_builder("dgnet")
-def build_dgnet(input_specs, backbone_config, norm_activation_config, l2_regularizer=None):
+def build_dgnet(
+    input_specs: tf_keras.layers.InputSpec,
+    backbone_config: Backbone,
+    norm_activation_config: "common.NormActivation",
+    l2_regularizer: tf_keras.regularizers.Regularizer | None = None,
+) -> GardenBackbone:
     """Builds a backbone for Model Garden; see `official.vision.modeling.backbones.factory`.
 
     Of `norm_activation_config` it follows `use_sync_bn` and `norm_momentum`. Activations and
@@ -203,7 +226,9 @@ def build_dgnet(input_specs, backbone_config, norm_activation_config, l2_regular
 backbone_configs.Backbone = Backbone
 
 
-def feature_pyramid(backbone, levels=("P3", "P4", "P5")):
+def feature_pyramid(
+    backbone: KerasBackbone, levels: Sequence[str] = ("P3", "P4", "P5")
+) -> keras.Model:
     """A backbone as the feature extractor of KerasCV's and KerasHub's detectors.
 
     Args:

@@ -9,12 +9,15 @@ import pathlib
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.complexity import count_macs
+from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.signatures import MAX_PIXELS, ServingModule
 from dgnet_keras.version import __version__
 
@@ -23,7 +26,14 @@ CARD = "model_card.json"
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 
 
-def export_saved_model(model, directory, *, version=1, labels=None, image_size=None):
+def export_saved_model(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    version: int = 1,
+    labels: Sequence[str] | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> pathlib.Path:
     """Writes `directory/<version>/`, a SavedModel that takes raw images.
 
     Images of any size are resized, cropped and normalised inside the graph by
@@ -67,7 +77,15 @@ def export_saved_model(model, directory, *, version=1, labels=None, image_size=N
     )
 
 
-def write_saved_model(model, directory, *, version, labels=None, image_size=None, training=None):
+def write_saved_model(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    version: int,
+    labels: Sequence[str] | None = None,
+    image_size: int | Sequence[int] | None = None,
+    training: dict[str, Any] | None = None,
+) -> pathlib.Path:
     """As `export_saved_model`, with what is known of the training in the model card.
 
     Args:
@@ -103,7 +121,7 @@ def write_saved_model(model, directory, *, version, labels=None, image_size=None
     return target
 
 
-def training_record(config, results):
+def training_record(config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """What a model card says of the training.
 
     Args:
@@ -118,7 +136,12 @@ def training_record(config, results):
     return {"recipe": recipe, "data": data, "metrics": results}
 
 
-def model_card(model, preprocessing, signatures, training=None):
+def model_card(
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    signatures: Mapping[str, tf.types.experimental.PolymorphicFunction],
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A description of an exported model, JSON-compatible.
 
     Args:
@@ -237,7 +260,7 @@ def _check(model, version, labels, image_size):
 
 
 @contextlib.contextmanager
-def atomic_directory(target):
+def atomic_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields an empty folder that becomes `target` if the body succeeds, and is gone if not.
 
     Its name is not a number, so that a server that watches the parent does not load it.

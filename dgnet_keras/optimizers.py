@@ -5,15 +5,22 @@ edge weights together and fast, and can close the edges of a block before it has
 (measured in docs/results.md). Edge logits and thresholds count as routers.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
+import tensorflow as tf
 
 from dgnet_keras.convert import is_wiring_weight
 
+# The mix-in is for optimizers, and calls their methods.
+_Optimizer = keras.optimizers.Optimizer if TYPE_CHECKING else object
 
-class _RouterRate:
+
+class _RouterRate(_Optimizer):
     """Mix-in: routers have `router_lr_multiplier` times the learning rate."""
 
-    def __init__(self, *args, router_lr_multiplier=0.1, **kwargs):
+    def __init__(self, *args: Any, router_lr_multiplier: float = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not router_lr_multiplier >= 0:
             raise ValueError(
@@ -21,22 +28,24 @@ class _RouterRate:
                 f"Received: router_lr_multiplier={router_lr_multiplier}"
             )
         self.router_lr_multiplier = float(router_lr_multiplier)
-        self._routers = frozenset()
+        self._routers: frozenset[int] = frozenset()
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Notes which of the variables are the routers', by their paths."""
         super().build(variables)
         self._routers = frozenset(
             index for index, variable in enumerate(variables) if is_wiring_weight(variable.path)
         )
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         """One update, at the variable's own learning rate."""
         if self._get_variable_index(variable) in self._routers:
             learning_rate = learning_rate * self.router_lr_multiplier
         super().update_step(gradient, variable, learning_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "router_lr_multiplier": self.router_lr_multiplier}
 

@@ -4,8 +4,12 @@ Imports nothing from the package; the backbones carry an instance, the rest call
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,7 +39,17 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # what is taken is more than what the fields then are
+
+        def __init__(
+            self,
+            image_size: int | Sequence[int] = (224, 224),
+            crop: float = 0.875,
+            mean: Sequence[float] = IMAGENET_MEAN,
+            std: Sequence[float] = IMAGENET_STD,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
         if isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", (self.image_size,) * 2)
         for name in ("image_size", "mean", "std"):
@@ -57,7 +71,7 @@ class Preprocessing:
             raise ValueError(f"`std` must be positive. Received: {self.std}")
 
     @classmethod
-    def for_input(cls, input_shape, *, crop=0.875):
+    def for_input(cls, input_shape: Sequence[int | None], *, crop: float = 0.875) -> Self:
         """The default for a model: ImageNet's statistics for 3 channels, 0.5 otherwise.
 
         Args:
@@ -68,7 +82,9 @@ class Preprocessing:
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
         return cls((height or 224, width or 224), crop, mean, std)
 
-    def resize_and_crop(self, images, *, skip_if_fits=True):
+    def resize_and_crop(
+        self, images: tf.Tensor | ArrayLike, *, skip_if_fits: bool = True
+    ) -> tf.Tensor:
         """Resizes and cuts out the centre.
 
         Args:
@@ -111,21 +127,21 @@ class Preprocessing:
         images = tf.image.resize(images, resized, antialias=True)
         return tf.image.resize_with_crop_or_pad(images, *self.image_size)
 
-    def normalize(self, images):
+    def normalize(self, images: tf.Tensor | ArrayLike) -> tf.Tensor:
         """Pixels of 0 to 255 to the model's input: (pixel / 255 - mean) / std, float32."""
         mean = 255.0 * tf.constant(self.mean, tf.float32)
         scale = 1 / (255.0 * tf.constant(self.std, tf.float32))
         return (tf.cast(images, tf.float32) - mean) * scale
 
-    def denormalize(self, images):
+    def denormalize(self, images: tf.Tensor | np.ndarray) -> tf.Tensor:
         """The inverse of `normalize`, rounded to uint8: the model's input as a picture."""
         pixels = images * (255.0 * tf.constant(self.std)) + 255.0 * tf.constant(self.mean)
         return tf.saturate_cast(tf.round(pixels), tf.uint8)
 
-    def __call__(self, images):
+    def __call__(self, images: tf.Tensor | ArrayLike) -> tf.Tensor:
         """Raw pixels (..., height, width, channels) of 0 to 255 to the model's input, float32."""
         return self.normalize(self.resize_and_crop(images))
 
-    def to_config(self):
+    def to_config(self) -> dict[str, Any]:
         """The fields as JSON-compatible values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

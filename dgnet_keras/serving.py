@@ -12,8 +12,11 @@ import pathlib
 import random
 import time
 import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dgnet_keras.transports import (
     RETRY_CODES,
@@ -24,7 +27,12 @@ from dgnet_keras.transports import (
     numpy_dtype,
 )
 
-TRANSPORTS = {"http": Rest, "https": Rest, "grpc": Grpc, "grpcs": Grpc}
+TRANSPORTS: dict[str, type[Rest | Grpc]] = {
+    "http": Rest,
+    "https": Rest,
+    "grpc": Grpc,
+    "grpcs": Grpc,
+}
 FILE_HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between tries
 
@@ -57,7 +65,16 @@ class Client:
         ImportError: if a package is missing; the message says which.
     """
 
-    def __init__(self, url, model, *, version=None, label=None, timeout=10.0, retries=3):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = 10.0,
+        retries: int = 3,
+    ) -> None:
         self._where = _check_target(url, version, label)
         _check_number("timeout", timeout, (int, float), 0, strict=True)
         _check_number("retries", retries, int, 0)
@@ -68,11 +85,11 @@ class Client:
             self._name += f" (version {version})" if label is None else f" (label {label!r})"
         self._timeout = timeout
         self._retries = retries
-        self._signatures = None
+        self._signatures: Any = None  # a dict once the server has been asked
         transport = TRANSPORTS[urllib.parse.urlsplit(url).scheme]
         self._transport = transport(url, model, version, label)
 
-    def predict(self, images):
+    def predict(self, images: ArrayLike) -> dict[str, np.ndarray]:
         """Classifies images.
 
         Args:
@@ -86,7 +103,9 @@ class Client:
         images = _check_images(images, "uif")
         return self.call("serving_default" if images.dtype.kind == "u" else "predict_float", images)
 
-    def predict_jpeg(self, files):
+    def predict_jpeg(
+        self, files: Sequence[bytes | bytearray | str | pathlib.Path] | np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Classifies JPEG and PNG files, mixed and of any sizes (signature `predict_jpeg`).
 
         Args:
@@ -104,7 +123,9 @@ class Client:
             raise ValueError("`files` must hold at least one file. Received: none")
         return self.call("predict_jpeg", _objects(read))
 
-    def connectivity(self, images, threshold=None):
+    def connectivity(
+        self, images: ArrayLike, threshold: ArrayLike | None = None
+    ) -> dict[str, np.ndarray]:
         """The edge weights that images open (signature `connectivity` or `connectivity_at`).
 
         Args:
@@ -129,7 +150,7 @@ class Client:
         threshold = np.broadcast_to(threshold, len(images))
         return self.call("connectivity_at", {"images": images, "threshold": threshold})
 
-    def features(self, images):
+    def features(self, images: ArrayLike) -> dict[str, np.ndarray]:
         """The backbone's final feature map (signature `features`).
 
         Args:
@@ -141,7 +162,9 @@ class Client:
         """
         return self.call("features", _check_images(images, "u"))
 
-    def call(self, signature, inputs):
+    def call(
+        self, signature: str, inputs: Mapping[str, ArrayLike] | ArrayLike
+    ) -> dict[str, np.ndarray]:
         """Runs any signature.
 
         Args:
@@ -164,7 +187,7 @@ class Client:
         # What did not fit may be what is known of the model: a new version may differ.
         return self._call(signature, inputs, end, refresh=True)
 
-    def status(self):
+    def status(self) -> list[dict[str, Any]]:
         """State of the model's versions.
 
         Returns:
@@ -177,7 +200,7 @@ class Client:
         answer = self._ask("status", end=time.monotonic() + self._timeout)
         return sorted(map(_state, answer["model_version_status"]), key=lambda s: s["version"])
 
-    def metadata(self):
+    def metadata(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
         """The signatures, as the server had them when it was last asked.
 
         It is asked the first time, and when `call` meets a signature, inputs or outputs that do
@@ -195,7 +218,7 @@ class Client:
             self._fetch_metadata(time.monotonic() + self._timeout)
         return self._signatures
 
-    def wait_until_ready(self, seconds):
+    def wait_until_ready(self, seconds: float) -> None:
         """Returns when the model, in the version asked for, can be called.
 
         Raises:
@@ -213,14 +236,14 @@ class Client:
                     ) from error
             time.sleep(FIRST_PAUSE)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connections."""
         self._transport.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _call(self, signature, inputs, end, refresh):

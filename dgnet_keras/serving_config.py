@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 FILES = ("models.config", "batching.config", "docker-compose.yml")
 POLL_SECONDS = 5  # between the server's looks at models.config
@@ -55,18 +56,18 @@ VOLUME = """\
 
 
 def write_serving_config(
-    models,
-    directory,
+    models: Mapping[str, str | os.PathLike[str]],
+    directory: str | os.PathLike[str],
     *,
-    rest_port=8501,
-    grpc_port=8500,
-    max_batch_size=32,
-    batch_timeout_micros=2000,
-    versions=None,
-    labels=None,
-    image="tensorflow/serving:2.20.0",
-    overwrite=False,
-):
+    rest_port: int = 8501,
+    grpc_port: int = 8500,
+    max_batch_size: int = 32,
+    batch_timeout_micros: int = 2000,
+    versions: Mapping[str, Sequence[int]] | None = None,
+    labels: Mapping[str, Mapping[str, int]] | None = None,
+    image: str = "tensorflow/serving:2.20.0",
+    overwrite: bool = False,
+) -> list[pathlib.Path]:
     """Writes what `docker compose up` needs to serve models with TensorFlow Serving.
 
     `models.config` (which models, versions and labels; the server takes a change of it within
@@ -118,7 +119,7 @@ def write_serving_config(
     return paths
 
 
-def found_versions(folder):
+def found_versions(folder: pathlib.Path) -> list[int]:
     """Versions in a model's folder that hold a SavedModel, ascending.
 
     Args:
@@ -252,7 +253,7 @@ def _compose_text(folders, rest_port, grpc_port, image):
     )
 
 
-def health_command(models, port=8501):
+def health_command(models: Iterable[str], port: int = 8501) -> str:
     """Command for bash that succeeds if each model has a version to serve.
 
     The image has bash, but neither curl nor wget.

@@ -5,11 +5,14 @@ checked in the graph, by operations that fail with INVALID_ARGUMENT and say what
 server has no Python.
 """
 
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
 from dgnet_keras.backbones.base import adjacency_at
 from dgnet_keras.complexity import count_macs, instance_macs
+from dgnet_keras.preprocessing import Preprocessing
 
 TOP_LABELS = 5
 MAX_PIXELS = 2**26  # height times width of one image; it takes 0.8 GB as float32
@@ -29,7 +32,9 @@ class ServingModule(tf.Module):
         labels: list of strings, one a class.
     """
 
-    def __init__(self, model, preprocessing, labels):
+    def __init__(
+        self, model: keras.Model, preprocessing: Preprocessing, labels: Sequence[str]
+    ) -> None:
         super().__init__()
         outputs = {"logits": model.output, "features": model.backbone.output}
         outputs["adjacency"] = dict(model.adjacency_outputs)
@@ -59,7 +64,7 @@ class ServingModule(tf.Module):
         children = super()._trackable_children(*args, **kwargs)
         return {k: v for k, v in children.items() if k not in ("_model", "_counted")}
 
-    def signatures(self):
+    def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
         """The signature functions by name."""
         (raw,), (floats,), (encoded,) = (
             function.input_signature
@@ -141,12 +146,14 @@ class ServingModule(tf.Module):
         }
 
 
-def graph_function(function, input_signature):
+def graph_function(
+    function: Callable[..., object], input_signature: Sequence[tf.TensorSpec]
+) -> tf.types.experimental.PolymorphicFunction:
     """A `tf.function` without AutoGraph, which takes most of the time of an export."""
     return tf.function(function, input_signature=input_signature, autograph=False)
 
 
-def check_images(images):
+def check_images(images: tf.Tensor) -> tf.Tensor:
     """Refuses what is not a batch of images: its shape, size, or pixels.
 
     Args:
@@ -174,7 +181,7 @@ def check_images(images):
         return tf.identity(images)
 
 
-def check_encoded(index, encoded):
+def check_encoded(index: int | tf.Tensor, encoded: bytes | tf.Tensor) -> tf.Tensor:
     """Refuses what is not a JPEG or PNG file, or too large an image, before it is decoded.
 
     Args:
@@ -206,7 +213,7 @@ def check_encoded(index, encoded):
         return tf.identity(encoded)
 
 
-def check_threshold_input(threshold, count, limit):
+def check_threshold_input(threshold: tf.Tensor, count: tf.Tensor, limit: float) -> tf.Tensor:
     """Refuses a threshold outside [0, limit), or of another shape than () or (count,).
 
     Returns:

@@ -16,7 +16,10 @@ import json
 import re
 import threading
 import time
+import types
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +49,12 @@ class ServingError(RuntimeError):
         reached: whether the server was reached.
     """
 
-    def __init__(self, code, message, *, reached=True):
+    def __init__(self, code: str, message: str, *, reached: bool = True) -> None:
         super().__init__(message)
         self.code = code
         self.reached = reached
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _restore_error, (type(self), self.code, str(self), self.reached)
 
 
@@ -63,7 +66,7 @@ def _restore_error(kind, code, message, reached):
     return kind(code, message, reached=reached)
 
 
-def import_needed(name):
+def import_needed(name: str) -> types.ModuleType:
     """Imports a module of the extra `serving`.
 
     Raises:
@@ -78,7 +81,7 @@ def import_needed(name):
         ) from error
 
 
-def numpy_dtype(name):
+def numpy_dtype(name: str) -> str:
     """NumPy's name of TensorFlow's `DT_...`; "string" for strings."""
     return NUMPY_DTYPES.get(name, name.removeprefix("DT_").lower())
 
@@ -93,7 +96,7 @@ class Rest:
         label: str, or None.
     """
 
-    def __init__(self, url, model, version, label):
+    def __init__(self, url: str, model: str, version: int | None, label: str | None) -> None:
         self._requests = import_needed("requests")
         self._session = self._requests.Session()
         self._path = f"{url.rstrip('/')}/v1/models/{urllib.parse.quote(model, safe='')}"
@@ -102,7 +105,13 @@ class Rest:
         if label is not None:
             self._path += f"/labels/{urllib.parse.quote(label, safe='')}"
 
-    def predict(self, signature, inputs, outputs, timeout):
+    def predict(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Any],
+        timeout: float,
+    ) -> dict[str, np.ndarray]:
         """See the module; `outputs` are the signature's, by name, with their dtypes."""
         end = time.monotonic() + timeout
         columns = {name: _to_json(value) for name, value in inputs.items()}
@@ -115,15 +124,15 @@ class Rest:
             raise AnswerMismatch("INTERNAL", f"the outputs are not {sorted(outputs)}")
         return {name: _from_json(answer[name], info["dtype"]) for name, info in outputs.items()}
 
-    def metadata(self, timeout):
+    def metadata(self, timeout: float) -> dict[str, Any]:
         """The `GetModelMetadataResponse`."""
         return self._ask("GET", "/metadata", "metadata", timeout)
 
-    def status(self, timeout):
+    def status(self, timeout: float) -> dict[str, Any]:
         """The `GetModelStatusResponse`."""
         return self._ask("GET", "", "model_version_status", timeout)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connections."""
         self._session.close()
 
@@ -166,7 +175,7 @@ class Grpc:
         *(("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)),
     )
 
-    def __init__(self, url, model, version, label):
+    def __init__(self, url: str, model: str, version: int | None, label: str | None) -> None:
         self._grpc = import_needed("grpc")
         apis = "tensorflow_serving.apis"
         import_needed(f"{apis}.prediction_service_pb2_grpc")
@@ -187,7 +196,13 @@ class Grpc:
         if version is not None:
             self._spec.version.value = version
 
-    def predict(self, signature, inputs, outputs, timeout):
+    def predict(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Any],
+        timeout: float,
+    ) -> dict[str, np.ndarray]:
         """See the module; `outputs` are not needed: an answer says its dtypes."""
         from tensorflow import make_ndarray, make_tensor_proto
 
@@ -203,7 +218,7 @@ class Grpc:
             for name, array in arrays.items()
         }
 
-    def metadata(self, timeout):
+    def metadata(self, timeout: float) -> dict[str, Any]:
         """The `GetModelMetadataResponse`, in the form that REST gives it."""
         apis = self._apis.get_model_metadata_pb2
         request = apis.GetModelMetadataRequest(model_spec=self._spec)
@@ -213,12 +228,12 @@ class Grpc:
         answer.metadata["signature_def"].Unpack(signatures)
         return {"metadata": {"signature_def": self._to_dict(signatures)}}
 
-    def status(self, timeout):
+    def status(self, timeout: float) -> dict[str, Any]:
         """The `GetModelStatusResponse`."""
         request = self._apis.get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
         return self._to_dict(self._ask(self._models.GetModelStatus, request, timeout))
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connection."""
         self._channel.close()
 

@@ -5,17 +5,32 @@ returns a matplotlib `Figure`; save it with `figure.savefig(path)`. What the pic
 computed by `dgnet_keras.connectivity`, which this module may import.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity
 from dgnet_keras.connectivity import check_adjacency, check_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WEIGHT_COLORS = "viridis"
 RATE_COLORS = "Blues"
 MAX_PATHS = 12
 
 
-def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=10):
+def plot_adjacency_by_class(
+    adjacency: dict[str, np.ndarray],
+    labels: ArrayLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    max_classes: int = 10,
+) -> Figure:
     """Heat maps of the adjacency of each class: mean edge weight, and open rate.
 
     Two rows a stage, a column a class. Row of a heat map: source node; column: target node, the
@@ -57,7 +72,13 @@ def plot_adjacency_by_class(adjacency, labels, *, class_names=None, max_classes=
     return figure
 
 
-def plot_adjacency_by_image(adjacency, images, *, titles=None, max_images=8):
+def plot_adjacency_by_image(
+    adjacency: dict[str, np.ndarray],
+    images: np.ndarray | Sequence[np.ndarray],
+    *,
+    titles: Sequence[str] | None = None,
+    max_images: int = 8,
+) -> Figure:
     """Images, and under each the heat map of its own edge weights, stage by stage.
 
     A closed edge is crossed out.
@@ -92,7 +113,9 @@ def plot_adjacency_by_image(adjacency, images, *, titles=None, max_images=8):
     return figure
 
 
-def plot_graph(adjacency, index=None, *, title=None):
+def plot_graph(
+    adjacency: dict[str, np.ndarray], index: int | None = None, *, title: str | None = None
+) -> Figure:
     """The graph of each stage: nodes on a line, edges as arcs.
 
     An arc's width is the edge's weight, relative to the stage's largest. Of many images, it is
@@ -128,7 +151,12 @@ def plot_graph(adjacency, index=None, *, title=None):
     return figure
 
 
-def plot_path_diversity(adjacency, labels=None, *, class_names=None):
+def plot_path_diversity(
+    adjacency: dict[str, np.ndarray],
+    labels: ArrayLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """How often each edge is open, how its weight varies, and which paths the classes take.
 
     A row a stage: open rate of each edge, with its entropy written above where it is not 0; mean
@@ -182,7 +210,14 @@ def plot_path_diversity(adjacency, labels=None, *, class_names=None):
     return figure
 
 
-def plot_nearest_images(adjacency, images, *, queries=None, count=6, titles=None):
+def plot_nearest_images(
+    adjacency: dict[str, np.ndarray],
+    images: np.ndarray | Sequence[np.ndarray],
+    *,
+    queries: Sequence[int] | np.ndarray | None = None,
+    count: int = 6,
+    titles: Sequence[str] | None = None,
+) -> Figure:
     """For some images, those whose edge weights are most like theirs, with the distances.
 
     Args:
@@ -217,7 +252,13 @@ def plot_nearest_images(adjacency, images, *, queries=None, count=6, titles=None
     return figure
 
 
-def plot_macs(macs, total, labels=None, *, class_names=None):
+def plot_macs(
+    macs: ArrayLike,
+    total: int,
+    labels: ArrayLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """Distribution of the images' own multiply-adds, over all images and by class.
 
     As a share of the whole graph's. A runtime that skips closed edges and unused blocks would
@@ -260,8 +301,15 @@ def plot_macs(macs, total, labels=None, *, class_names=None):
 
 
 def plot_detections(
-    image, boxes, *, scores=None, names=None, adjacency=None, least_score=0.3, title=None
-):
+    image: np.ndarray,
+    boxes: ArrayLike,
+    *,
+    scores: Sequence[float] | np.ndarray | None = None,
+    names: Sequence[str] | np.ndarray | None = None,
+    adjacency: dict[str, np.ndarray] | None = None,
+    least_score: float = 0.3,
+    title: str | None = None,
+) -> Figure:
     """An image with the boxes found in it and, beside it, the graphs of the path that it took.
 
     Args:

@@ -5,12 +5,18 @@ import dataclasses
 import difflib
 import random
 import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dgnet_keras.layers.blocks import check_positive
+from dgnet_keras.layers.gate import Gate
 from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.layers.wiring import Init
 from dgnet_keras.preprocessing import Preprocessing
 
 # Layer path to timm's module, for the families that timm's ResNet class covers.
@@ -27,13 +33,13 @@ RESNET_TIMM_NAMES = types.MappingProxyType(
 )
 
 
-def closest(name, names):
+def closest(name: object, names: Iterable[object]) -> str:
     """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(str(name), [str(n) for n in names], n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
-def check_input_shape(input_shape):
+def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
     """Returns (height or None, width or None, channels); raises `ValueError` if it is not that."""
     shape = tuple(input_shape)
     sizes_ok = len(shape) == 3 and all(s is None or (int(s) == s and s > 0) for s in shape)
@@ -54,12 +60,12 @@ class Spec:
         default_image_size: height and width in pixels that the variant is usually trained at.
     """
 
-    stem_reduction = None
-    default_crop = 0.875
-    default_image_size = 224
+    stem_reduction: int
+    default_crop: float = 0.875
+    default_image_size: int = 224
 
 
-def check_stages(spec, *names):
+def check_stages(spec: Spec, *names: str) -> None:
     """Makes the named fields of a Spec tuples of positive ints, one entry a stage.
 
     Raises:
@@ -84,7 +90,7 @@ def check_stages(spec, *names):
 
 
 @contextlib.contextmanager
-def construction_scope(seed, dtype):
+def construction_scope(seed: int, dtype: str | keras.DTypePolicy) -> Iterator[None]:
     """Layers made inside draw their initial weights from `seed` and use the policy `dtype`.
 
     Keras draws the seed of an initializer from Python's `random` when the initializer is made.
@@ -103,29 +109,29 @@ def construction_scope(seed, dtype):
 class GraphModel(keras.Model):
     """A Keras model that compiles with XLA by default only where an accelerator is present."""
 
-    def compile(self, *args, jit_compile="auto", **kwargs):
+    def compile(
+        self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any
+    ) -> None:
         """As `keras.Model.compile`; `jit_compile="auto"` means no XLA on a CPU.
 
         XLA made a CPU's train step 3 to 4 times slower (measured on a bottleneck stage).
         """
         if jit_compile == "auto":
-            import tensorflow as tf
-
             accelerators = tf.config.list_logical_devices("GPU")
             accelerators += tf.config.list_logical_devices("TPU")
             jit_compile = "auto" if accelerators else False
         super().compile(*args, jit_compile=jit_compile, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as a saved model was, with the optimizer ready for its saved state."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def frozen_layers(self):
+    def frozen_layers(self) -> list[str]:
         """Paths of the layers whose `trainable` is False, sub-layers included."""
         return [layer.path for layer in self._flatten_layers() if not layer.trainable]
 
-    def freeze_layers(self, paths):
+    def freeze_layers(self, paths: Sequence[str]) -> None:
         """Sets `trainable` to False for the layers at `paths`."""
         for layer in self._flatten_layers():
             if layer.path in paths:
@@ -165,34 +171,34 @@ class Backbone(GraphModel):
         ValueError: for an unknown variant or option, or one out of range.
     """
 
-    family = None
-    spec_class = None
-    variants = None
-    timm_names = None
+    family: ClassVar[str | None] = None
+    spec_class: ClassVar[type[Any]]
+    variants: ClassVar[Mapping[str, Spec]]
+    timm_names: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,
-        spec,
+        spec: str | Spec,
         *,
-        input_shape=(224, 224, 3),
-        wiring="dynamic",
-        threshold=0.1,
-        edge_scale=None,
-        init="open",
-        gate="straight_through",
-        learn_threshold=False,
-        max_nodes=None,
-        seed=0,
-        preprocessing=None,
-        dtype=None,
-        name=None,
-    ):
+        input_shape: Sequence[int | None] = (224, 224, 3),
+        wiring: str = "dynamic",
+        threshold: float = 0.1,
+        edge_scale: float | None = None,
+        init: Init = "open",
+        gate: Gate = "straight_through",
+        learn_threshold: bool = False,
+        max_nodes: int | None = None,
+        seed: int = 0,
+        preprocessing: Preprocessing | None = None,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str | None = None,
+    ) -> None:
         input_shape = check_input_shape(input_shape)
         if isinstance(spec, str):
             name = name or spec
             spec = self.variant_spec(spec)
         dtype = keras.dtype_policies.get(dtype)
-        graph_options = {
+        graph_options: dict[str, Any] = {
             "wiring": wiring,
             "threshold": threshold,
             "edge_scale": edge_scale,
@@ -201,7 +207,8 @@ class Backbone(GraphModel):
             "learn_threshold": learn_threshold,
             "max_nodes": max_nodes,
         }
-        pyramid, adjacency = {}, {}
+        pyramid: dict[str, keras.KerasTensor] = {}
+        adjacency: dict[str, keras.KerasTensor] = {}
         with construction_scope(seed, dtype):
             inputs = keras.Input(input_shape, name="images", dtype="float32")
             x = self.stem(spec, inputs)
@@ -216,13 +223,13 @@ class Backbone(GraphModel):
                 adjacency.update(outputs["adjacency"])
             outputs = self.head(spec, x)
         super().__init__(inputs=inputs, outputs=outputs, name=name or self.family)
-        self.spec = spec
+        self.spec: Any = spec
         self.pyramid_outputs = pyramid
         self.adjacency_outputs = adjacency
         self.preprocessing = preprocessing or Preprocessing.for_input(
             input_shape, crop=spec.default_crop
         )
-        self._options = {
+        self._options: dict[str, Any] = {
             "input_shape": input_shape,
             **graph_options,
             "seed": seed,
@@ -230,7 +237,7 @@ class Backbone(GraphModel):
         }
 
     @classmethod
-    def variant_spec(cls, name):
+    def variant_spec(cls, name: str) -> Spec:
         """The Spec of the variant called `name`; `ValueError` names the closest ones."""
         if name not in cls.variants:
             raise ValueError(
@@ -240,31 +247,31 @@ class Backbone(GraphModel):
         return cls.variants[name]
 
     @staticmethod
-    def stem(spec, inputs):
+    def stem(spec: Any, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Images to the first stage's input; `spec.stem_reduction` is its stride."""
         raise NotImplementedError
 
     @staticmethod
-    def stage_blocks(spec):
+    def stage_blocks(spec: Any) -> list[list[keras.layers.Layer]]:
         """A list of blocks for each stage; the blocks are named `block_0`, `block_1`, ..."""
         raise NotImplementedError
 
     @staticmethod
-    def head(spec, features):
+    def head(spec: Any, features: keras.KerasTensor) -> keras.KerasTensor:
         """The last stage's features to the backbone's output; by default the same."""
         return features
 
     @property
-    def wiring(self):
+    def wiring(self) -> str:
         """The wiring of the graph stages."""
         return self._options["wiring"]
 
     @property
-    def stages(self):
+    def stages(self) -> list[GraphStage]:
         """The graph stages in order."""
         return [layer for layer in self.layers if isinstance(layer, GraphStage)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; the spec as a dict of its fields."""
         return {
             "spec": dataclasses.asdict(self.spec),
@@ -275,7 +282,9 @@ class Backbone(GraphModel):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
         """Rebuilds the backbone."""
         config = dict(config)
         frozen = config.pop("frozen")
@@ -287,7 +296,9 @@ class Backbone(GraphModel):
         return backbone
 
 
-def adjacency(model, images, *, batch_size=32):
+def adjacency(
+    model: keras.Model, images: ArrayLike, *, batch_size: int = 32
+) -> dict[str, np.ndarray]:
     """The connectivity that each image takes: weights of its open edges.
 
     Args:
@@ -315,7 +326,7 @@ def adjacency(model, images, *, batch_size=32):
     return {name: found[name] for name in model.adjacency_outputs}
 
 
-def connectivity_model(model):
+def connectivity_model(model: keras.Model) -> keras.Model | None:
     """The part of a model that gives adjacency, a `keras.Model` of images to a dict of arrays.
 
     None for a model without edges; `ValueError` for one that is not of this package.
@@ -326,7 +337,7 @@ def connectivity_model(model):
     return keras.Model(model.input, dict(outputs)) if outputs else None
 
 
-def with_adjacency(model):
+def with_adjacency(model: keras.Model) -> keras.Model:
     """The same network, layers shared, with its connectivity as an input: what if ...?
 
     Example: what a classifier answers if every image takes the mean of the edge weights.
@@ -359,11 +370,11 @@ def with_adjacency(model):
 class _GivenConnectivity(keras.Model):
     """See `with_adjacency`."""
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.steps = _steps(model)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         x = inputs["images"]
         for layer in self.steps:
             if not isinstance(layer, GraphStage):
@@ -380,7 +391,9 @@ def _steps(model):
     return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-def adjacency_at(model, images, threshold):
+def adjacency_at(
+    model: keras.Model, images: tf.Tensor, threshold: float | tf.Tensor
+) -> dict[str, tf.Tensor]:
     """The connectivity that images would take if every gate had another threshold.
 
     It equals the adjacency of a model of the same weights that was created with that threshold;

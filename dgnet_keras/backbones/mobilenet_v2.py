@@ -30,7 +30,7 @@ class MobileNetV2Spec(Spec):
     head_width: int = 1280
     stem_strides: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_stages(self, "widths", "depths", "strides", "expansions")
         check_positive(
             stem_width=self.stem_width,
@@ -39,18 +39,18 @@ class MobileNetV2Spec(Spec):
         )
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem."""
         return self.stem_strides
 
 
-def round_channels(channels):
+def round_channels(channels: float) -> int:
     """Rounds to a multiple of 8, at least 8, and never down by more than a tenth (as timm)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def scale(width):
+def scale(width: float) -> MobileNetV2Spec:
     """The Spec of a width multiplier; the head is never narrower than 1280."""
     return MobileNetV2Spec(
         widths=tuple(round_channels(c * width) for c in (16, 24, 32, 64, 96, 160, 320)),
@@ -104,7 +104,7 @@ class DGMobileNetV2(Backbone):
     timm_names = TIMM_NAMES
 
     @staticmethod
-    def stem(spec, inputs):
+    def stem(spec: MobileNetV2Spec, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """3x3."""
         stem = ConvNormAct(
             spec.stem_width, 3, strides=spec.stem_strides, activation="relu6", name="stem"
@@ -112,7 +112,7 @@ class DGMobileNetV2(Backbone):
         return stem(inputs)
 
     @staticmethod
-    def stage_blocks(spec):
+    def stage_blocks(spec: MobileNetV2Spec) -> list[list[keras.layers.Layer]]:
         """Stage k has depths[k] blocks of widths[k] channels."""
         inputs = (spec.stem_width, *spec.widths[:-1])
         rows = zip(spec.depths, spec.widths, spec.strides, spec.expansions, inputs, strict=True)
@@ -131,6 +131,6 @@ class DGMobileNetV2(Backbone):
         ]
 
     @staticmethod
-    def head(spec, features):
+    def head(spec: MobileNetV2Spec, features: keras.KerasTensor) -> keras.KerasTensor:
         """1x1."""
         return ConvNormAct(spec.head_width, 1, activation="relu6", name="head")(features)

@@ -30,7 +30,7 @@ class RegNetSpec(Spec):
     stem_width: int = 32
     stem_strides: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_stages(self, "depths", "widths")
         check_positive(
             group_width=self.group_width,
@@ -43,12 +43,14 @@ class RegNetSpec(Spec):
             check_divides("group_width", min(self.group_width, width), widths=width)
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem."""
         return self.stem_strides
 
 
-def generate(w0, wa, wm, group_width, depth, se_ratio=0.0):
+def generate(
+    w0: int, wa: float, wm: float, group_width: int, depth: int, se_ratio: float = 0.0
+) -> RegNetSpec:
     """A RegNet from its generator's numbers (arXiv 2003.13678, equations 2 to 4).
 
     Block j's width is w0 + wa * j, rounded to the nearest w0 * wm^k and then to a multiple of 8;
@@ -135,12 +137,12 @@ class DGRegNet(Backbone):
     timm_names = TIMM_NAMES
 
     @staticmethod
-    def stem(spec, inputs):
+    def stem(spec: RegNetSpec, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """3x3."""
         return ConvNormAct(spec.stem_width, 3, strides=spec.stem_strides, name="stem")(inputs)
 
     @staticmethod
-    def stage_blocks(spec):
+    def stage_blocks(spec: RegNetSpec) -> list[list[keras.layers.Layer]]:
         """Stage k has depths[k] blocks of widths[k] channels."""
         inputs = (spec.stem_width, *spec.widths[:-1])
         return [

@@ -1,6 +1,7 @@
 """ResNet (v1.5) and the CIFAR ResNets as Dynamic Graph Networks."""
 
 import dataclasses
+from typing import Literal
 
 import keras
 
@@ -30,12 +31,12 @@ class ResNetSpec(Spec):
 
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    block: str = "bottleneck"
+    block: Literal["basic", "bottleneck"] = "bottleneck"
     expansion: int | None = None
-    stem: str = "imagenet"
+    stem: Literal["imagenet", "cifar"] = "imagenet"
     stem_strides: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_stages(self, "depths", "widths")
         check_choice("block", self.block, ("basic", "bottleneck"))
         check_choice("stem", self.stem, ("imagenet", "cifar"))
@@ -44,17 +45,17 @@ class ResNetSpec(Spec):
         check_positive(stem_strides=self.stem_strides)
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem, pooling included."""
         return self.stem_strides * (2 if self.stem == "imagenet" else 1)
 
     @property
-    def default_crop(self):
+    def default_crop(self) -> float:
         """Crop of the default preprocessing: CIFAR's images are used whole."""
         return 0.875 if self.stem == "imagenet" else 1.0
 
     @property
-    def default_image_size(self):
+    def default_image_size(self) -> int:
         """224 pixels, or 32 with the CIFAR stem."""
         return 224 if self.stem == "imagenet" else 32
 
@@ -95,14 +96,14 @@ class DGResNet(Backbone):
     timm_names = RESNET_TIMM_NAMES
 
     @staticmethod
-    def stem(spec, inputs):
+    def stem(spec: ResNetSpec, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """7x7 and 3x3 max pooling, or for CIFAR one 3x3."""
         if spec.stem == "imagenet":
             return imagenet_stem(inputs, strides=spec.stem_strides)
         return ConvNormAct(spec.widths[0], 3, strides=spec.stem_strides, name="stem")(inputs)
 
     @staticmethod
-    def stage_blocks(spec):
+    def stage_blocks(spec: ResNetSpec) -> list[list[keras.layers.Layer]]:
         """Stage k has depths[k] blocks of widths[k] filters."""
 
         def make(i, filters, strides):

@@ -29,7 +29,7 @@ class ResNeXtSpec(Spec):
     expansion: int = 4
     stem_strides: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_stages(self, "depths", "widths")
         check_positive(
             cardinality=self.cardinality,
@@ -44,12 +44,12 @@ class ResNeXtSpec(Spec):
             )
 
     @property
-    def filters(self):
+    def filters(self) -> tuple[int, ...]:
         """Channels of the 3x3 convolutions of each stage."""
         return tuple(width * self.base_width // 64 * self.cardinality for width in self.widths)
 
     @property
-    def stem_reduction(self):
+    def stem_reduction(self) -> int:
         """Stride of the stem, pooling included."""
         return 2 * self.stem_strides
 
@@ -80,12 +80,12 @@ class DGResNeXt(Backbone):
     timm_names = RESNET_TIMM_NAMES
 
     @staticmethod
-    def stem(spec, inputs):
+    def stem(spec: ResNeXtSpec, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """7x7 and 3x3 max pooling."""
         return imagenet_stem(inputs, strides=spec.stem_strides)
 
     @staticmethod
-    def stage_blocks(spec):
+    def stage_blocks(spec: ResNeXtSpec) -> list[list[keras.layers.Layer]]:
         """Stage k has depths[k] blocks with a grouped 3x3 of filters[k] channels."""
         return [
             [

@@ -4,6 +4,8 @@ It moves bytes and computes little, so what counts is how often a feature map is
 written. `docs/performance.md` has the measurements behind each choice here.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from dgnet_keras.layers.devices import has_accelerator
@@ -14,7 +16,7 @@ from dgnet_keras.layers.rebuild import mark_rebuildable
 REBUILT_SOURCES = 2
 
 
-def aggregate(column, features):
+def aggregate(column: tf.Tensor, features: Sequence[tf.Tensor]) -> tf.Tensor:
     """`sum_j column[:, j] * features[j]`: what a node takes in.
 
     Equals `tf.einsum("bj,jbhwc->bhwc", column, tf.stack(features))`, forward and backward,
@@ -87,14 +89,14 @@ class Features:
         pool: whether `add` gives pooled features.
     """
 
-    def __init__(self, num_nodes, *, pool):
+    def __init__(self, num_nodes: int, *, pool: bool) -> None:
         self._num_nodes = num_nodes
         self._pool = pool
-        self._features = []
-        self._references = []
-        self._weights = []
+        self._features: list[tf.Tensor] = []
+        self._references: list[list[tf.Tensor]] = []
+        self._weights: list[list[tf.Tensor]] = []
 
-    def add(self, features):
+    def add(self, features: tf.Tensor) -> tf.Tensor | None:
         """Adds the next node's features, (batch, height, width, channels).
 
         Returns:
@@ -123,7 +125,7 @@ class Features:
         self._references.append(outputs[: self._num_nodes - source])
         return outputs[-1] if self._pool else None
 
-    def aggregate(self, column):
+    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
         """What the next node takes in, by its column of the adjacency, (batch, sources)."""
         target = len(self._references)
         references = [r[target - 1 - j] for j, r in enumerate(self._references)]

@@ -1,5 +1,7 @@
 """Convolutional blocks: the nodes of a graph. A block is tensor in, tensor out."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -8,19 +10,19 @@ from dgnet_keras.layers.normalization import BatchNormalization
 from dgnet_keras.layers.rebuild import convolve
 
 
-def symmetric_padding(kernel_size):
+def symmetric_padding(kernel_size: int) -> int:
     """Zero padding in pixels on each side, as PyTorch and timm pad: independent of image size."""
     return kernel_size // 2
 
 
-def check_positive(**values):
+def check_positive(**values: object) -> None:
     """Raises `ValueError` unless every named value is an int of at least 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
 
 
-def check_divides(divisor_name, divisor, **values):
+def check_divides(divisor_name: str, divisor: int, **values: int) -> None:
     """Raises `ValueError` unless `divisor` divides every named value."""
     for name, value in values.items():
         if value % divisor:
@@ -42,7 +44,7 @@ class GroupedConv2D(keras.layers.Conv2D):
     Arguments, weights and errors are those of `keras.layers.Conv2D`.
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolves (batch, height, width, channels) with (kh, kw, channels / groups, filters)."""
         return convolve(self._convolve, inputs, kernel)
 
@@ -109,16 +111,16 @@ class ConvNormAct(_Composite):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
+        filters: int,
+        kernel_size: int,
         *,
-        strides=1,
-        groups=1,
-        activation="relu",
-        momentum=0.9,
-        epsilon=1e-5,
-        **kwargs,
-    ):
+        strides: int = 1,
+        groups: int = 1,
+        activation: str | None = "relu",
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_positive(filters=filters, kernel_size=kernel_size, strides=strides, groups=groups)
         check_divides("groups", groups, filters=filters)
@@ -150,26 +152,26 @@ class ConvNormAct(_Composite):
         self.norm = self._layer(BatchNormalization, "norm", momentum=momentum, epsilon=epsilon)
         self.act = self._layer(keras.layers.Activation, "act", activation) if activation else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the kernel and the normalisation's variables."""
         if self.pad is not None:
             input_shape = self.pad.compute_output_shape(input_shape)
         self.conv.build(input_shape)
         self.norm.build(self.conv.compute_output_shape(input_shape))
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Convolves, normalises, activates."""
         x = inputs if self.pad is None else self.pad(inputs)
         x = self.norm(self.conv(x))
         return x if self.act is None else self.act(x)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """(batch, ceil(height / strides), ceil(width / strides), filters)."""
         if self.pad is not None:
             input_shape = self.pad.compute_output_shape(input_shape)
         return self.conv.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),
@@ -200,7 +202,7 @@ class SqueezeExcite(_Composite):
         ValueError: if a size is not a positive integer.
     """
 
-    def __init__(self, channels, reduced, **kwargs):
+    def __init__(self, channels: int, reduced: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_positive(channels=channels, reduced=reduced)
         self.channels = channels
@@ -208,21 +210,21 @@ class SqueezeExcite(_Composite):
         self.fc1 = self._layer(keras.layers.Dense, "fc1", reduced, activation="relu")
         self.fc2 = self._layer(keras.layers.Dense, "fc2", channels, activation="sigmoid")
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the two dense layers."""
         self.fc1.build((input_shape[0], self.channels))
         self.fc2.build((input_shape[0], self.reduced))
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Scales the channels; pools in float32, where a large map's sum does not overflow."""
         pooled = keras.ops.mean(keras.ops.cast(inputs, "float32"), axis=(1, 2), keepdims=True)
         return inputs * self.fc2(self.fc1(keras.ops.cast(pooled, self.compute_dtype)))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input's shape."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "channels": self.channels, "reduced": self.reduced}
 
@@ -236,24 +238,24 @@ class ResidualBlock(_Composite):
     """
 
     project = True
-    activation = "relu"
+    activation: str | None = "relu"
 
-    def __init__(self, filters, *, strides=1, **kwargs):
+    def __init__(self, filters: int, *, strides: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_positive(filters=filters, strides=strides)
         self.filters = filters
         self.strides = strides
-        self.steps = []
-        self.shortcut = None
+        self.steps: list[keras.layers.Layer] = []
+        self.shortcut: ConvNormAct | None = None
         if self.activation:
             self.act = self._layer(keras.layers.Activation, "act", self.activation)
 
     @property
-    def out_channels(self):
+    def out_channels(self) -> int:
         """Number of output channels."""
         return self.steps[-1].filters
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the layers in order, and the shortcut where the shape changes."""
         self.keeps_shape = self.strides == 1 and input_shape[-1] == self.out_channels
         if self.project and not self.keeps_shape:
@@ -270,7 +272,7 @@ class ResidualBlock(_Composite):
             step.build(input_shape)
             input_shape = step.compute_output_shape(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Runs the layers, adds the shortcut, activates."""
         x = inputs
         for step in self.steps:
@@ -281,13 +283,13 @@ class ResidualBlock(_Composite):
             x = x + inputs
         return self.act(x) if self.activation else x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """(batch, ceil(height / strides), ceil(width / strides), out_channels)."""
         for step in self.steps:
             input_shape = step.compute_output_shape(input_shape)
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "filters": self.filters, "strides": self.strides}
 
@@ -310,7 +312,7 @@ class BasicBlock(ResidualBlock):
         ValueError: if a size is not a positive integer.
     """
 
-    def __init__(self, filters, *, strides=1, **kwargs):
+    def __init__(self, filters: int, *, strides: int = 1, **kwargs: Any) -> None:
         super().__init__(filters, strides=strides, **kwargs)
         self.steps = [
             self._layer(ConvNormAct, "conv1", filters, 3, strides=strides),
@@ -345,15 +347,15 @@ class BottleneckBlock(ResidualBlock):
 
     def __init__(
         self,
-        filters,
+        filters: int,
         *,
-        strides=1,
-        expansion=4,
-        out_channels=None,
-        groups=1,
-        se_channels=0,
-        **kwargs,
-    ):
+        strides: int = 1,
+        expansion: int = 4,
+        out_channels: int | None = None,
+        groups: int = 1,
+        se_channels: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(filters, strides=strides, **kwargs)
         check_positive(expansion=expansion)
         self.expansion = expansion
@@ -368,7 +370,7 @@ class BottleneckBlock(ResidualBlock):
         if se_channels:
             self.steps.insert(2, self._layer(SqueezeExcite, "se", filters, se_channels))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),
@@ -404,7 +406,15 @@ class InvertedResidualBlock(ResidualBlock):
     project = False
     activation = None
 
-    def __init__(self, filters, in_channels, *, strides=1, expansion=6, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        in_channels: int,
+        *,
+        strides: int = 1,
+        expansion: int = 6,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(filters, strides=strides, **kwargs)
         check_positive(in_channels=in_channels, expansion=expansion)
         self.in_channels = in_channels
@@ -418,7 +428,7 @@ class InvertedResidualBlock(ResidualBlock):
         if expansion > 1:
             self.steps.insert(0, self._layer(ConvNormAct, "conv1", hidden, 1, **relu6))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),
@@ -427,7 +437,7 @@ class InvertedResidualBlock(ResidualBlock):
         }
 
 
-def imagenet_stem(inputs, *, strides=2):
+def imagenet_stem(inputs: keras.KerasTensor, *, strides: int = 2) -> keras.KerasTensor:
     """7x7 convolution of 64 filters (strided), batch norm, ReLU, 3x3 max pooling of stride 2.
 
     Args:

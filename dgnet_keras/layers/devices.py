@@ -5,13 +5,13 @@ import functools
 import tensorflow as tf
 
 
-def has_accelerator():
+def has_accelerator() -> bool:
     """Whether TensorFlow sees a GPU or a TPU."""
     return bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
 
 
 @functools.lru_cache
-def cpu_takes_grouped_kernels(dtype):
+def cpu_takes_grouped_kernels(dtype: tf.DType) -> bool:
     """Whether `tf.nn.conv2d` and its gradients take grouped kernels of `dtype` on this CPU.
 
     They do with oneDNN; without it the gradients fail. TensorFlow turns oneDNN on by itself on

@@ -1,25 +1,28 @@
 """Threshold gate: edges whose weight does not exceed the threshold are closed."""
 
 import math
+from collections.abc import Collection
+from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
 
-GATES = ("straight_through", "masked", "surrogate")
+Gate = Literal["straight_through", "masked", "surrogate"]
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 
-def gate_dtype(compute_dtype):
+def gate_dtype(compute_dtype: str | tf.DType) -> str:
     """The dtype of edge weights: float32 under every policy, wider only under a float64 policy."""
     return "float64" if keras.backend.standardize_dtype(compute_dtype) == "float64" else "float32"
 
 
-def check_choice(name, value, choices):
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raises `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")
 
 
-def check_threshold(threshold, edge_scale):
+def check_threshold(threshold: float, edge_scale: float) -> None:
     """Raises `ValueError` unless 0 <= threshold < edge_scale, both finite."""
     if not (math.isfinite(edge_scale) and edge_scale > 0):
         raise ValueError(f"`edge_scale` must be a positive number. Received: {edge_scale}")
@@ -30,7 +33,14 @@ def check_threshold(threshold, edge_scale):
         )
 
 
-def threshold_gate(edge_weights, threshold, *, gate="straight_through", sharpness=10.0, keep=None):
+def threshold_gate(
+    edge_weights: tf.Tensor,
+    threshold: float | tf.Tensor,
+    *,
+    gate: Gate = "straight_through",
+    sharpness: float = 10.0,
+    keep: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Closes the edges under the threshold: `a * (a > threshold)`, with a chosen gradient.
 
     Gradient with regard to the edge weight a and the threshold tau, s = sigmoid(k (a - tau)):
@@ -112,14 +122,14 @@ class ThresholdGate(keras.layers.Layer):
 
     def __init__(
         self,
-        threshold=0.1,
+        threshold: float = 0.1,
         *,
-        gate="straight_through",
-        learn_threshold=False,
-        edge_scale=1.0,
-        sharpness=10.0,
-        **kwargs,
-    ):
+        gate: Gate = "straight_through",
+        learn_threshold: bool = False,
+        edge_scale: float = 1.0,
+        sharpness: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         check_choice("gate", gate, GATES)
         check_threshold(threshold, edge_scale)
@@ -141,7 +151,7 @@ class ThresholdGate(keras.layers.Layer):
         self.edge_scale = float(edge_scale)
         self.sharpness = float(sharpness)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the trainable threshold logit, a scalar, where the threshold is learned."""
         if self.learn_threshold:
             share = self.threshold / self.edge_scale
@@ -152,14 +162,19 @@ class ThresholdGate(keras.layers.Layer):
                 autocast=False,
             )
 
-    def current_threshold(self):
+    def current_threshold(self) -> float | tf.Tensor:
         """The threshold in force: a float, or a scalar tensor where it is learned."""
         if not self.learn_threshold:
             return self.threshold
         dtype = gate_dtype(self.compute_dtype)
         return self.edge_scale * tf.sigmoid(tf.cast(self.threshold_logit, dtype))
 
-    def call(self, inputs, keep=None, threshold=None):
+    def call(
+        self,
+        inputs: tf.Tensor,
+        keep: tf.Tensor | None = None,
+        threshold: float | tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Gates the edge weights, of any shape."""
         edge_weights = tf.cast(inputs, gate_dtype(self.compute_dtype))
         return threshold_gate(
@@ -170,11 +185,16 @@ class ThresholdGate(keras.layers.Layer):
             keep=keep,
         )
 
-    def compute_output_spec(self, inputs, keep=None, threshold=None):
+    def compute_output_spec(
+        self,
+        inputs: keras.KerasTensor,
+        keep: keras.KerasTensor | None = None,
+        threshold: float | keras.KerasTensor | None = None,
+    ) -> keras.KerasTensor:
         """The output's shape is the input's; its dtype is float32 under every policy."""
         return keras.KerasTensor(inputs.shape, dtype=gate_dtype(self.compute_dtype))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),

@@ -2,17 +2,26 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any, Self, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.layers.aggregation import Features, ForwardFeatures
-from dgnet_keras.layers.gate import ThresholdGate, check_choice, check_threshold, gate_dtype
+from dgnet_keras.layers.gate import (
+    Gate,
+    ThresholdGate,
+    check_choice,
+    check_threshold,
+    gate_dtype,
+)
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
 from dgnet_keras.layers.wiring import (
     ROUTED,
     FixedEdges,
+    Init,
     RoutedEdges,
     fixed_adjacency,
     initial_edge_biases,
@@ -20,7 +29,7 @@ from dgnet_keras.layers.wiring import (
     wirings,
 )
 
-INITS = ("open", "static")
+INITS: tuple[Init, ...] = get_args(Init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +41,11 @@ class _Graph:
     num_blocks: int
 
     @property
-    def last(self):
+    def last(self) -> int:
         return self.first + self.num_blocks - 1
 
     @property
-    def num_edges(self):
+    def num_edges(self) -> int:
         if self.num_blocks == 1:
             return 0
         return self.num_blocks * (self.num_blocks + 1) // 2
@@ -101,18 +110,18 @@ class GraphStage(keras.layers.Layer):
 
     def __init__(
         self,
-        blocks,
+        blocks: Sequence[keras.layers.Layer],
         *,
-        wiring="dynamic",
-        threshold=0.1,
-        edge_scale=None,
-        init="open",
-        gate="straight_through",
-        learn_threshold=False,
-        max_nodes=None,
-        seed=0,
-        **kwargs,
-    ):
+        wiring: str = "dynamic",
+        threshold: float = 0.1,
+        edge_scale: float | None = None,
+        init: Init = "open",
+        gate: Gate = "straight_through",
+        learn_threshold: bool = False,
+        max_nodes: int | None = None,
+        seed: int | Sequence[int] = 0,
+        **kwargs: Any,
+    ) -> None:
         # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
         super().__init__(autocast=False, **kwargs)
         check_choice("wiring", wiring, wirings())
@@ -139,7 +148,7 @@ class GraphStage(keras.layers.Layer):
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
         # Made for every wiring, so that the options are checked before a router needs them.
-        self._gate_options = {
+        self._gate_options: dict[str, Any] = {
             "threshold": self.threshold,
             "gate": gate,
             "learn_threshold": learn_threshold,
@@ -158,11 +167,11 @@ class GraphStage(keras.layers.Layer):
             }
 
     @property
-    def graphs(self):
+    def graphs(self) -> list[_Graph]:
         """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
         return [g for g in self._graphs if g.num_blocks > 1]
 
-    def describe(self):
+    def describe(self) -> list[tuple[str, int, int]]:
         """Name, number of nodes and number of edges of each graph of the stage, in order."""
         return [(g.key, g.num_blocks, g.num_edges) for g in self._graphs]
 
@@ -189,7 +198,7 @@ class GraphStage(keras.layers.Layer):
             name=f"router_{source}",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the blocks and, as the wiring needs, routers, gates, logits or adjacency."""
         features = keras.KerasTensor(input_shape, dtype=self.compute_dtype)
         shapes = []
@@ -240,7 +249,13 @@ class GraphStage(keras.layers.Layer):
         seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
         return fixed_adjacency(self.wiring, graph.num_blocks, seed)
 
-    def call(self, inputs, adjacency=None, threshold=None, training=None):
+    def call(
+        self,
+        inputs: tf.Tensor,
+        adjacency: dict[str, tf.Tensor] | None = None,
+        threshold: float | tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> dict[str, Any]:
         """Runs the stage's graphs one after the other."""
         found = {}
         features = inputs
@@ -297,7 +312,13 @@ class GraphStage(keras.layers.Layer):
             threshold=threshold,
         )
 
-    def compute_output_spec(self, inputs, adjacency=None, threshold=None, training=None):
+    def compute_output_spec(
+        self,
+        inputs: keras.KerasTensor,
+        adjacency: dict[str, keras.KerasTensor] | None = None,
+        threshold: float | keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> dict[str, Any]:
         """Features in the compute dtype, and a float32 adjacency (batch, N + 1, N + 1) a graph."""
         features = self.blocks[0].compute_output_spec(inputs)
         adjacency = {
@@ -310,7 +331,7 @@ class GraphStage(keras.layers.Layer):
         features = keras.KerasTensor(features.shape, dtype=self.compute_dtype)
         return {"features": features, "adjacency": adjacency}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the blocks serialised."""
         return {
             **super().get_config(),
@@ -326,7 +347,7 @@ class GraphStage(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuilds the stage with its blocks."""
         blocks = [keras.saving.deserialize_keras_object(block) for block in config["blocks"]]
         return cls(**{**config, "blocks": blocks})

@@ -6,12 +6,16 @@ from the forward pass on. (`tf.recompute_grad` and `keras.RematScope` would run 
 again.)
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 _ATTRIBUTE = "_dgnet_rebuild"
 
 
-def mark_rebuildable(features, rebuild, *, like):
+def mark_rebuildable(
+    features: tf.Tensor, rebuild: Callable[[], tf.Tensor], *, like: tf.Tensor
+) -> None:
     """Notes on the tensor `features` that `rebuild()` gives an equal one.
 
     Args:
@@ -22,7 +26,11 @@ def mark_rebuildable(features, rebuild, *, like):
     setattr(features, _ATTRIBUTE, (rebuild, like))
 
 
-def convolve(convolution, features, kernel):
+def convolve(
+    convolution: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    features: tf.Tensor,
+    kernel: tf.Tensor,
+) -> tf.Tensor:
     """`convolution(features, kernel)`, whose backward pass rebuilds features that can be.
 
     Eager execution keeps them: there, gradients would run the convolution again.

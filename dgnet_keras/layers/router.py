@@ -1,5 +1,8 @@
 """Router: from a node's features to the weights of its outgoing edges."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -8,7 +11,7 @@ from dgnet_keras.layers.gate import gate_dtype
 LOGIT_LIMIT = 12.0
 
 
-def edge_weights_from_logits(logits, edge_scale):
+def edge_weights_from_logits(logits: tf.Tensor, edge_scale: float) -> dict[str, tf.Tensor]:
     """`edge_scale * sigmoid(clip(logits, -12, 12))`: weights, and the clipped logits.
 
     Args:
@@ -49,13 +52,13 @@ class Router(keras.layers.Layer):
 
     def __init__(
         self,
-        num_edges,
+        num_edges: int,
         *,
-        edge_scale=1.0,
-        kernel_initializer="zeros",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        edge_scale: float = 1.0,
+        kernel_initializer: str | Callable[..., Any] = "zeros",
+        bias_initializer: str | Callable[..., Any] = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         if num_edges < 1:
             raise ValueError(f"`num_edges` must be at least 1. Received: num_edges={num_edges}")
@@ -67,7 +70,7 @@ class Router(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.input_spec = keras.InputSpec(ndim=4)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the kernel, (channels, num_edges), and the bias, (num_edges,)."""
         channels = input_shape[-1]
         self.kernel = self.add_weight(
@@ -84,20 +87,20 @@ class Router(keras.layers.Layer):
         )
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: channels})
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns logits and edge weights, both (batch, num_edges)."""
         dtype = gate_dtype(self.compute_dtype)
         pooled = tf.reduce_mean(tf.cast(inputs, dtype), axis=(1, 2))
         logits = tf.matmul(pooled, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
         return edge_weights_from_logits(logits, self.edge_scale)
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         """Two tensors of shape (batch, num_edges), float32 under every policy."""
         shape = (inputs.shape[0], self.num_edges)
         dtype = gate_dtype(self.compute_dtype)
         return {name: keras.KerasTensor(shape, dtype) for name in ("logits", "edge_weights")}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,12 +1,20 @@
 """Wirings: which edges a graph has, and where their weights come from."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
+
+# An adjacency as a function of the number of blocks and of a seed.
+Wiring = Callable[[int, list[int]], ArrayLike]
+
+Init = Literal["open", "static"]
 
 
-def strongest_edge(logits, is_on):
+def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
     """One-hot mask of each sample's strongest edge among the sources that are on.
 
     Args:
@@ -22,7 +30,7 @@ def strongest_edge(logits, is_on):
     return tf.one_hot(latest, sources, on_value=True, off_value=False)
 
 
-def initial_edge_biases(num_edges, *, init, threshold):
+def initial_edge_biases(num_edges: int, *, init: Init, threshold: float) -> np.ndarray:
     """Initial logits of a node's outgoing edges, the chain edge first.
 
     Args:
@@ -41,7 +49,7 @@ def initial_edge_biases(num_edges, *, init, threshold):
     return biases
 
 
-def random_adjacency(num_blocks, seed):
+def random_adjacency(num_blocks: int, seed: int | Sequence[int]) -> np.ndarray:
     """Bernoulli(0.5) edges of weight 1 / in-degree, at least one into each node.
 
     Args:
@@ -61,19 +69,19 @@ def random_adjacency(num_blocks, seed):
     return adjacency
 
 
-def chain_adjacency(num_blocks, seed=None):
+def chain_adjacency(num_blocks: int, seed: int | Sequence[int] | None = None) -> np.ndarray:
     """Edges i - 1 -> i of weight 1: float32 (N + 1, N + 1)."""
     return np.eye(num_blocks + 1, k=1, dtype="float32")
 
 
-def complete_adjacency(num_blocks, seed=None):
+def complete_adjacency(num_blocks: int, seed: int | Sequence[int] | None = None) -> np.ndarray:
     """Every edge, of weight 1 / in-degree: float32 (N + 1, N + 1)."""
     edges = np.triu(np.ones((num_blocks + 1, num_blocks + 1), "float32"), k=1)
     return edges / np.maximum(edges.sum(axis=0, keepdims=True), 1)
 
 
 ROUTED = ("dynamic", "learned")
-_fixed = {
+_fixed: dict[str, Wiring] = {
     "chain": chain_adjacency,
     "random": random_adjacency,
     "complete": complete_adjacency,
@@ -82,12 +90,12 @@ _BUILT_IN = (*ROUTED, *_fixed)
 _COMPUTED = ("chain", "complete")  # their adjacency follows from N
 
 
-def wirings():
+def wirings() -> tuple[str, ...]:
     """Names of all wirings, the registered ones last."""
     return (*ROUTED, *_fixed)
 
 
-def register_wiring(name, adjacency):
+def register_wiring(name: str, adjacency: Wiring) -> None:
     """Adds a wiring whose edges are the same for every sample and are not trained.
 
     The adjacency is kept with the model's weights, so that a model that was saved answers as it
@@ -110,12 +118,12 @@ def register_wiring(name, adjacency):
     _fixed[name] = adjacency
 
 
-def is_stored(wiring):
+def is_stored(wiring: str) -> bool:
     """Whether a graph of this wiring keeps its adjacency as a weight."""
     return wiring in _fixed and wiring not in _COMPUTED
 
 
-def fixed_adjacency(wiring, num_blocks, seed):
+def fixed_adjacency(wiring: str, num_blocks: int, seed: list[int]) -> np.ndarray:
     """The adjacency of a graph whose wiring is neither trained nor routed.
 
     Args:
@@ -132,7 +140,7 @@ def fixed_adjacency(wiring, num_blocks, seed):
     return check_adjacency(_fixed[wiring](num_blocks, seed), num_blocks, wiring)
 
 
-def check_adjacency(adjacency, num_blocks, wiring):
+def check_adjacency(adjacency: ArrayLike, num_blocks: int, wiring: str) -> np.ndarray:
     """The array as float32, if it can wire N blocks.
 
     Raises:
@@ -165,17 +173,17 @@ class FixedEdges:
 
     needs_pooled = False
 
-    def __init__(self, adjacency):
+    def __init__(self, adjacency: tf.Tensor) -> None:
         self._adjacency = adjacency
 
-    def add_source(self, pooled):
+    def add_source(self, pooled: tf.Tensor | None) -> None:
         """The features of the next node are done; their pooled form is not needed."""
 
-    def column(self, target):
+    def column(self, target: int) -> tf.Tensor:
         """Weights of the edges into node `target`, (batch, target)."""
         return self._adjacency[:, :target, target]
 
-    def adjacency(self):
+    def adjacency(self) -> tf.Tensor:
         """(batch, N + 1, N + 1)."""
         return self._adjacency
 
@@ -188,15 +196,24 @@ class RoutedEdges:
     the output, with the strongest edge kept. The masks are constants to the gradient.
     """
 
-    def __init__(self, route, gates, *, needs_pooled, threshold=None):
+    def __init__(
+        self,
+        route: Callable[[int, tf.Tensor], dict[str, tf.Tensor]],
+        gates: Sequence[Callable[..., tf.Tensor]],
+        *,
+        needs_pooled: bool,
+        threshold: float | tf.Tensor | None = None,
+    ) -> None:
         self.needs_pooled = needs_pooled
         self._route = route
         self._gates = gates
         self._threshold = threshold
-        self._logits, self._edge_weights = [], []
-        self._is_on, self._columns = [], []
+        self._logits: list[list[tf.Tensor]] = []
+        self._edge_weights: list[list[tf.Tensor]] = []
+        self._is_on: list[tf.Tensor] = []
+        self._columns: list[tf.Tensor] = []
 
-    def add_source(self, pooled):
+    def add_source(self, pooled: tf.Tensor | None) -> None:
         """The features of the next node are done; `pooled`, (batch, 1, 1, channels), routes it."""
         edges = self._route(len(self._logits), pooled)
         self._logits.append(tf.unstack(edges["logits"], axis=1))
@@ -204,7 +221,7 @@ class RoutedEdges:
         if not self._is_on:
             self._is_on.append(tf.ones_like(self._logits[0][0], tf.bool))
 
-    def column(self, target):
+    def column(self, target: int) -> tf.Tensor:
         """Gated weights of the edges into node `target`, (batch, target)."""
 
         def into_target(rows):
@@ -222,7 +239,7 @@ class RoutedEdges:
         self._columns.append(column)
         return column
 
-    def adjacency(self):
+    def adjacency(self) -> tf.Tensor:
         """(batch, N + 1, N + 1), of all columns asked for."""
         size = len(self._columns) + 1
         padded = [tf.pad(c, [[0, 0], [0, size - c.shape[1]]]) for c in self._columns]
