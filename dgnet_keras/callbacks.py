@@ -61,9 +61,10 @@ class ConnectivityMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Prepares the model that gives adjacency alone."""
-        self._connectivity = connectivity_model(self.model)
-        if self._connectivity is None:
+        found = connectivity_model(self.model)
+        if found is None:
             raise ValueError("ConnectivityMonitor needs a model with at least one edge.")
+        self._connectivity: keras.Model = found
         expected = self.model.input_shape[1:]
         fits = zip(expected, self.images.shape[1:], strict=True)
         if not all(size in (None, given) for size, given in fits):

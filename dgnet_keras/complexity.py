@@ -148,7 +148,12 @@ def _macs_under(items, name):
 
 
 @functools.singledispatch
-def count_layer(layer, shape, name, items):
+def count_layer(
+    layer: keras.layers.Layer,
+    shape: tuple[int, ...],
+    name: str,
+    items: list[MacItem],
+) -> tuple[int, ...]:
     """Appends the items of a layer, and returns its output shape.
 
     Layers that multiply nothing but scales (normalisation, activation, pooling) count as nothing.
@@ -180,20 +185,20 @@ def count_layer(layer, shape, name, items):
     return tuple(layer.compute_output_shape(shape))
 
 
-@count_layer.register
-def _(layer: keras.layers.InputLayer, shape, name, items):
+@count_layer.register(keras.layers.InputLayer)
+def _(layer, shape, name, items):
     return shape
 
 
-@count_layer.register
-def _(layer: keras.Sequential, shape, name, items):
+@count_layer.register(keras.Sequential)
+def _(layer, shape, name, items):
     for inner in layer.layers:
         shape = count_layer(inner, shape, f"{name}/{inner.name}", items)
     return shape
 
 
-@count_layer.register
-def _(layer: keras.layers.Conv2D | keras.layers.DepthwiseConv2D, shape, name, items):
+@count_layer.register(keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
+def _(layer, shape, name, items):
     output = tuple(layer.compute_output_shape(shape))
     is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
     macs = math.prod(output[1:]) * math.prod(layer.kernel.shape[: 2 if is_depthwise else 3])
@@ -201,30 +206,30 @@ def _(layer: keras.layers.Conv2D | keras.layers.DepthwiseConv2D, shape, name, it
     return output
 
 
-@count_layer.register
-def _(layer: keras.layers.Dense, shape, name, items):
+@count_layer.register(keras.layers.Dense)
+def _(layer, shape, name, items):
     output = tuple(layer.compute_output_shape(shape))
     macs = math.prod(output[1:]) * layer.kernel.shape[0]
     items.append({"name": name, "kind": "dense", "macs": macs})
     return output
 
 
-@count_layer.register
-def _(layer: ConvNormAct, shape, name, items):
+@count_layer.register(ConvNormAct)
+def _(layer, shape, name, items):
     padded = shape if layer.pad is None else layer.pad.compute_output_shape(shape)
     return count_layer(layer.conv, padded, f"{name}/conv", items)
 
 
-@count_layer.register
-def _(layer: SqueezeExcite, shape, name, items):
-    pooled = (1, shape[-1])
+@count_layer.register(SqueezeExcite)
+def _(layer, shape, name, items):
+    pooled: tuple[int, ...] = (1, shape[-1])
     for dense in (layer.fc1, layer.fc2):
         pooled = count_layer(dense, pooled, f"{name}/{dense.name}", items)
     return shape
 
 
-@count_layer.register
-def _(layer: ResidualBlock, shape, name, items):
+@count_layer.register(ResidualBlock)
+def _(layer, shape, name, items):
     if layer.shortcut is not None:
         count_layer(layer.shortcut, shape, f"{name}/shortcut", items)
     for step in layer.steps:
@@ -232,8 +237,8 @@ def _(layer: ResidualBlock, shape, name, items):
     return shape
 
 
-@count_layer.register
-def _(layer: GraphStage, shape, name, items):
+@count_layer.register(GraphStage)
+def _(layer, shape, name, items):
     for block in layer.blocks:
         shape = count_layer(block, shape, f"{name}/{block.name}", items)
     for graph in layer.graphs:

@@ -77,20 +77,20 @@ def check_labels(
             f"Expected one label an image. Received: {len(given)} labels, {images} images"
         )
     try:
-        labels = given.astype(int)
-        whole = bool((labels == given).all())
+        whole = given.astype(int)
+        is_whole = bool((whole == given).all())
     except (TypeError, ValueError):
-        whole = False
-    if not whole:
+        is_whole = False
+    if not is_whole:
         raise ValueError(
             f"Labels must be whole numbers. Received: dtype {given.dtype}, such as {given[0]!r}"
         )
-    if class_names is not None and not (0 <= labels.min() and labels.max() < len(class_names)):
+    if class_names is not None and not (0 <= whole.min() and whole.max() < len(class_names)):
         raise ValueError(
             f"Labels must be in [0, {len(class_names)}), the number of class_names. "
-            f"Received: {labels.min()} to {labels.max()}"
+            f"Received: {whole.min()} to {whole.max()}"
         )
-    return labels
+    return whole
 
 
 def edges_of(matrix: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -235,7 +235,7 @@ def load_timm(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     with _reading(path, "safetensors"):
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     paths = {timm_name(v.path, names): v for v in model.weights if not is_wiring_weight(v.path)}
-    head = {timm_name(path, names) for path in HEAD}
+    head = {name for name in (timm_name(path, names) for path in HEAD) if name}
     values = {}
     for name, array in arrays.items():
         if name in paths:

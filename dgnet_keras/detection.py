@@ -124,7 +124,7 @@ class GardenBackbone(tf_keras.layers.Layer):
         # By path, so that checkpoints can be read without this class.
         self.variables_by_path = {v.path: v.value for v in self._pyramid.weights}
         self._input_shape = tuple(input_shape)
-        self._kernel_regularizer = kernel_regularizer
+        self._kernel_regularizer: Any = kernel_regularizer  # a function, or None
         if kernel_regularizer is not None:
             self.add_loss(self._regularization_loss)
         outputs = self._pyramid.compute_output_spec(
@@ -152,7 +152,8 @@ class GardenBackbone(tf_keras.layers.Layer):
             for v in self._pyramid.weights
             if v.name == "kernel" and not is_wiring_weight(v.path)
         ]
-        return tf.add_n([self._kernel_regularizer(tf.cast(k, tf.float32)) for k in kernels])
+        regularizer = self._kernel_regularizer
+        return tf.add_n([regularizer(tf.cast(k, tf.float32)) for k in kernels])
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         """Features by level."""

@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from dgnet_keras.convert import is_wiring_weight
 
-# The mix-in is for optimizers, and calls their methods.
-_Optimizer = keras.optimizers.Optimizer if TYPE_CHECKING else object
+if TYPE_CHECKING:  # the mix-in is for optimizers, and calls their methods
+    from keras.optimizers import Optimizer as _Optimizer
+else:
+    _Optimizer = object
 
 
 class _RouterRate(_Optimizer):

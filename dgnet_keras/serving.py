@@ -100,8 +100,8 @@ class Client:
             ValueError: if the images do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        images = _check_images(images, "uif")
-        return self.call("serving_default" if images.dtype.kind == "u" else "predict_float", images)
+        pixels = _check_images(images, "uif")
+        return self.call("serving_default" if pixels.dtype.kind == "u" else "predict_float", pixels)
 
     def predict_jpeg(
         self, files: Sequence[bytes | bytearray | str | pathlib.Path] | np.ndarray
@@ -137,18 +137,18 @@ class Client:
             ValueError: if images or threshold do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        images = _check_images(images, "u")
+        pixels = _check_images(images, "u")
         if threshold is None:
-            return self.call("connectivity", images)
-        threshold = np.asarray(threshold, "float32")
-        if threshold.shape not in ((), (len(images),)):
+            return self.call("connectivity", pixels)
+        given = np.asarray(threshold, "float32")
+        if given.shape not in ((), (len(pixels),)):
             raise ValueError(
-                f"`threshold` must be a number, or one for each of the {len(images)} images. "
-                f"Received: shape {threshold.shape}"
+                f"`threshold` must be a number, or one for each of the {len(pixels)} images. "
+                f"Received: shape {given.shape}"
             )
         # A scalar is refused by a server that batches requests.
-        threshold = np.broadcast_to(threshold, len(images))
-        return self.call("connectivity_at", {"images": images, "threshold": threshold})
+        thresholds = np.broadcast_to(given, len(pixels))
+        return self.call("connectivity_at", {"images": pixels, "threshold": thresholds})
 
     def features(self, images: ArrayLike) -> dict[str, np.ndarray]:
         """The backbone's final feature map (signature `features`).
@@ -409,10 +409,11 @@ def _content(file):
     """The bytes of a JPEG or PNG file."""
     if not isinstance(file, (bytes, bytearray, str, pathlib.Path)):
         raise ValueError(f"A file must be `bytes` or a path. Received: {_short(file)}")
-    is_path = isinstance(file, (str, pathlib.Path))
-    content = pathlib.Path(file).read_bytes() if is_path else bytes(file)
+    if isinstance(file, (str, pathlib.Path)):
+        content, name = pathlib.Path(file).read_bytes(), str(file)
+    else:
+        content, name = bytes(file), f"{len(file)} bytes"
     if not content.startswith(FILE_HEADERS):
-        name = str(file) if is_path else f"{len(content)} bytes"
         raise ValueError(
             f"A file must be a JPEG or PNG. Received: {name}, which begins with {content[:8]!r}"
         )

@@ -81,7 +81,7 @@ class ServingModule(tf.Module):
         def predict_jpeg(image_bytes):
             return self._answer(self.preprocess_jpeg(image_bytes))
 
-        specs = {
+        specs: dict[str, tuple[Callable, list[tf.TensorSpec]]] = {
             "serving_default": (predict, [raw]),
             "predict_float": (predict_float, [floats]),
             "predict_jpeg": (predict_jpeg, [encoded]),

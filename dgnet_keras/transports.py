@@ -258,7 +258,7 @@ def _within(seconds, function, *arguments):
     Raises:
         TimeoutError: if it takes longer. The thread goes on until its next wait times out.
     """
-    future = concurrent.futures.Future()
+    future: concurrent.futures.Future = concurrent.futures.Future()
 
     def run():
         try:

@@ -352,7 +352,8 @@ def plot_detections(
         color = f"C{sum(map(ord, name)) % 10}"
         size = (right - left, bottom - top)
         axis.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=color, linewidth=2))
-        text = " ".join([name] * bool(name) + [f"{scores[k]:.2f}"] * (scores is not None))
+        score = [] if scores is None else [f"{scores[k]:.2f}"]
+        text = " ".join([name] * bool(name) + score)
         at_edge = top < 0.04 * len(image)
         axis.text(
             *(left, top, text),
@@ -456,7 +457,7 @@ def _draw_graph(axis, matrices):
                 zorder=1,
             )
         )
-    used = connectivity.used_nodes(is_open).any(axis=0)
+    used = np.atleast_1d(connectivity.used_nodes(is_open).any(axis=0))
     for node, name in enumerate([*map(str, range(size - 1)), "out"]):
         color = "white" if used[node] else "0.8"
         axis.plot(node, 0, "o", markersize=17, markerfacecolor=color, markeredgecolor="black")

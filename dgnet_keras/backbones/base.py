@@ -52,17 +52,22 @@ def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ..
 
 
 class Spec:
-    """Base of the families' frozen dataclasses: a network in numbers, a field each.
+    """Base of the families' frozen dataclasses: a network in numbers, a field each."""
 
-    Attributes:
-        stem_reduction: stride of the stem, pooling included.
-        default_crop: crop of the default preprocessing.
-        default_image_size: height and width in pixels that the variant is usually trained at.
-    """
+    @property
+    def stem_reduction(self) -> int:
+        """Stride of the stem, pooling included; a family says it."""
+        raise NotImplementedError
 
-    stem_reduction: int
-    default_crop: float = 0.875
-    default_image_size: int = 224
+    @property
+    def default_crop(self) -> float:
+        """Crop of the default preprocessing."""
+        return 0.875
+
+    @property
+    def default_image_size(self) -> int:
+        """Height and width in pixels that the variant is usually trained at."""
+        return 224
 
 
 def check_stages(spec: Spec, *names: str) -> None:
@@ -317,7 +322,7 @@ def adjacency(
     connectivity = connectivity_model(model)
     if connectivity is None:
         return {}
-    if np.ndim(images) != 4 or not len(images):
+    if np.ndim(images) != 4 or np.shape(images)[0] == 0:
         raise ValueError(
             "`images` must be an array (batch, height, width, channels) of at least 1. "
             f"Received: shape {np.shape(images)}, {type(images).__name__}"
@@ -381,8 +386,8 @@ class _GivenConnectivity(keras.Model):
                 x = layer(x, training=training)
                 continue
             given = {g.key: inputs[g.key] for g in layer.graphs if g.key in inputs}
-            given = given if layer.graphs else None
-            x = layer(x, adjacency=given, training=training)["features"]
+            adjacency = given if layer.graphs else None
+            x = layer(x, adjacency=adjacency, training=training)["features"]
         return x
 
 
@@ -408,7 +413,8 @@ def adjacency_at(
     Returns:
         Dict of stage (or graph) name to a float32 tensor (batch, N + 1, N + 1), as `adjacency`.
     """
-    found, x = {}, images
+    found: dict[str, tf.Tensor] = {}
+    x = images
     for layer in _steps(model):
         if len(found) == len(model.adjacency_outputs):
             break  # what follows the last edges does not change them

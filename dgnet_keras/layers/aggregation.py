@@ -55,11 +55,11 @@ class ForwardFeatures:
         pool: whether `add` gives pooled features.
     """
 
-    def __init__(self, num_nodes, *, pool):
+    def __init__(self, num_nodes: int, *, pool: bool) -> None:
         self._pool = pool
-        self._features = []
+        self._features: list[tf.Tensor] = []
 
-    def add(self, features):
+    def add(self, features: tf.Tensor) -> tf.Tensor | None:
         """Adds the next node's features, (batch, height, width, channels).
 
         Returns:
@@ -69,7 +69,7 @@ class ForwardFeatures:
         self._features.append(features)
         return _pool(features) if self._pool else None
 
-    def aggregate(self, column):
+    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
         """What the next node takes in, by its column of the adjacency, (batch, sources)."""
         return _weighted_sum(tf.unstack(column, axis=1), self._features)
 

@@ -223,11 +223,11 @@ class GraphStage(keras.layers.Layer):
         """The weight that a `learned` or a stored fixed graph holds, or None."""
         suffix = graph.key.removeprefix(self.name)
         if self.wiring == "learned":
-            biases = [
+            rows = [
                 initial_edge_biases(n, init=self.init, threshold=self.threshold)
                 for n in range(graph.num_blocks, 0, -1)
             ]
-            biases = np.concatenate(biases)
+            biases = np.concatenate(rows)
             return self.add_weight(
                 name=f"edge_logits{suffix}",
                 shape=biases.shape,

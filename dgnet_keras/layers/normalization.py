@@ -18,7 +18,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     variance is that of the biased one.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Normalises (batch, height, width, channels) by channel."""
         if not (training and self.trainable and mask is None and self._has_fused(inputs)):
             return super().call(inputs, training=training, mask=mask)
