@@ -206,7 +206,8 @@ def create(
         name: one of `list_variants()`, such as `"resnet50"` or `"resnet20_cifar"`.
         num_classes: number of classes; None gives the backbone without a classifier.
         input_shape: (height, width, channels) in pixels; height and width may be None.
-        wiring: `"dynamic"`, `"chain"` (the static twin), `"learned"`, `"random"`, `"complete"`.
+        wiring: `"dynamic"`, `"chain"` (the static twin), `"learned"`, `"random"`, `"complete"`, or
+            one of `layers.register_wiring`.
         threshold: float in [0, edge_scale): edges of at most this weight are closed.
         edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
         init: `"open"` (every edge open) or `"static"` (starts as its static twin).
