@@ -3,7 +3,7 @@
 python -m benchmarks.speed_markdown benchmarks/results/speed_models.json [--overview]
 
 Prints Markdown rows of the tables `models` (networks against their static twins, then static twins
-against their peers) and `nodes`; with `--overview` those of the README.
+against their peers), `nodes`, `sizes` and `batches`; with `--overview` those of the README.
 """
 
 import argparse
@@ -12,8 +12,11 @@ import pathlib
 
 
 def lines(rows):
-    """Markdown table rows of a file of `benchmarks.speed`: of `models` or `nodes`, else none."""
+    """Markdown table rows of a file of `benchmarks.speed`; none of `aggregation`."""
     table = rows[0]["settings"]["table"] if rows else None
+    if table in ("sizes", "batches"):
+        key = "size" if table == "sizes" else "batch"
+        return [_of_grid(key, x, rows) for x in dict.fromkeys(r["settings"][key] for r in rows)]
     if table == "models":
         names = dict.fromkeys(row["settings"]["model"] for row in rows)
         found = [_against_twin(name, rows) for name in names]
@@ -126,6 +129,12 @@ def _of_nodes(nodes, rows):
     return f"| {' | '.join(cells)} |"
 
 
+def _of_grid(key, value, rows):
+    modes = ("train", "inference")
+    cells = [_ratio(_find(rows, **{key: value}, mode=mode), "dynamic/chain") for mode in modes]
+    return f"| {' | '.join([str(value), *cells])} |"
+
+
 def main(argv=None):
     """Prints the Markdown rows of a file."""
     parser = argparse.ArgumentParser(
@@ -133,7 +142,7 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=pathlib.Path, help="speed_models*.json or speed_nodes*.json")
+    parser.add_argument("file", type=pathlib.Path, help="speed_TABLE*.json")
     parser.add_argument("--overview", action="store_true", help="the README's rows, of models")
     args = parser.parse_args(argv)
     rows = json.loads(args.file.read_text())
