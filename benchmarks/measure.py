@@ -109,6 +109,7 @@ def environment():
         "onednn": _onednn_enabled(),
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
         "cpu": _cpu_name(),
+        "vector": vector_extension(),
         "cpus": cpus,
         "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus,
         # 0 means TensorFlow's default, a thread for each usable CPU.
@@ -138,11 +139,34 @@ def _onednn_enabled():
         return None
 
 
+def machine_suffix():
+    """What tells files of rows apart by machine: `"_onednn"`, `"_avx512"`, both, or neither.
+
+    TensorFlow turns oneDNN on by itself on CPUs with AVX-512.
+    """
+    avx512 = vector_extension() == "avx512"
+    asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+    onednn = avx512 if asked is None else asked == "1"
+    return "_onednn" * onednn + "_avx512" * avx512
+
+
+def vector_extension():
+    """The widest vector extension of the CPU: `"avx512"`, `"avx2"`, or None. Linux on x86 only."""
+    flags = _cpu_info("flags").split()
+    known = {"avx512f": "avx512", "avx2": "avx2"}
+    return next((name for flag, name in known.items() if flag in flags), None)
+
+
 def _cpu_name():
+    return _cpu_info("model name") or platform.processor()
+
+
+def _cpu_info(key):
+    """An entry of the first CPU in /proc/cpuinfo, or an empty string."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
+    return found[0] if found else ""
 
 
 class RowFile:

@@ -19,9 +19,10 @@ quartiles, and of the ratios turn by turn. Compile time (tracing and the first s
 (variables, those of the optimizer included, and the growth of the resident peak in three steps
 above the traced model; Linux only): medians over processes of their own.
 
-Each row is written as it comes, to speed_TABLE.json (speed_TABLE_onednn.json where
-TF_ENABLE_ONEDNN_OPTS=1 is set), and a plot of all rows of that file to the .png beside it. Rows
-that are there already are not measured again, unless with other repeats, or `--again`.
+Each row is written as it comes, to speed_TABLE.json, and a plot of all rows of that file to the
+.png beside it. The name has `_onednn` where oneDNN is on (TF_ENABLE_ONEDNN_OPTS=1, or a CPU with
+AVX-512), and `_avx512` on such a CPU, so that no file mixes them. Rows that are there already are
+not measured again, unless with other repeats, or `--again`.
 """
 
 import argparse
@@ -291,7 +292,7 @@ def main(argv=None):
     from benchmarks import speed_plots
 
     suffix = "_quick" * args.quick
-    suffix += "_onednn" * (os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1")
+    suffix += measure.machine_suffix()
     path = args.output / f"speed_{args.table}{suffix}.json"
     try:
         rows = measure.RowFile(path)

@@ -44,8 +44,9 @@ def draw(table, rows, path):
     first = rows[0]["environment"]
     commits = sorted({str(row["environment"]["commit"]) for row in rows})
     onednn = {True: "on", False: "off", None: "unknown"}[first["onednn"]]
+    vector = {"avx512": " with AVX-512", "avx2": " with AVX2"}.get(first.get("vector"), "")
     figure.supxlabel(
-        f"{first['cpu']}, {first['usable_cpus']} CPUs, TensorFlow {first['tensorflow']}, "
+        f"{first['cpu']}{vector}, {first['usable_cpus']} CPUs, TensorFlow {first['tensorflow']}, "
         f"oneDNN {onednn}, commit {', '.join(commits)}",
         fontsize=8,
         color="0.4",

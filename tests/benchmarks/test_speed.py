@@ -172,7 +172,31 @@ def test_a_bad_option_is_refused(capsys, command, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_holds_no_rows_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("vector", "asked", "suffix"),
+    [
+        ("avx2", None, ""),
+        ("avx2", "1", "_onednn"),
+        ("avx512", None, "_onednn_avx512"),
+        ("avx512", "0", "_avx512"),
+        (None, "0", ""),
+    ],
+)
+def test_machines_have_files_of_their_own(monkeypatch, vector, asked, suffix):
+    monkeypatch.setattr(measure, "vector_extension", lambda: vector)
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", asked)
+    assert measure.machine_suffix() == suffix
+
+
+def test_onednn_is_on_where_the_file_name_says_so():
+    onednn = measure.environment()["onednn"]
+    assert ("_onednn" in measure.machine_suffix()) == onednn
+
+
+def test_a_file_that_holds_no_rows_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "machine_suffix", str)
     (tmp_path / "speed_nodes.json").write_text('[{"a": 1}]')
     with pytest.raises(SystemExit, match=r"speed_nodes\.json is not a file of rows"):
         speed.main(["nodes", "--output", str(tmp_path)])
@@ -181,6 +205,7 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_quick_table(monkeypatch, tmp_path):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setattr(measure, "vector_extension", lambda: "avx2")
     speed.main(["aggregation", "--quick", "--output", str(tmp_path)])
     path = tmp_path / "speed_aggregation_quick_onednn.json"
     bandwidth, total, gradient = json.loads(path.read_text())
