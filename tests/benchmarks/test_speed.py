@@ -107,6 +107,7 @@ def fake_measurements(monkeypatch):
         return {**(cost if contestant else {"ratios": ratios}), "environment": ENVIRONMENT}
 
     monkeypatch.setattr(speed, "measure_elsewhere", measure_elsewhere)
+    monkeypatch.setattr(measure, "machine_suffix", str)
     return asked
 
 
