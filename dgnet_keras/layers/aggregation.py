@@ -183,7 +183,8 @@ def _inner_product(a, b, dtype):
     shape = tf.shape(a)
     # Sizes in full: reshape cannot infer one of an empty batch.
     row = tf.stack([shape[0], 1, tf.reduce_prod(shape[1:])])
-    # oneDNN has no kernel for this version of the operation; on AVX-512 its others are half as fast.
+    # oneDNN has no kernel of this version of the operation;
+    # on AVX-512 those it has are half as fast.
     products = tf.raw_ops.BatchMatMulV3(
         x=tf.reshape(a, row), y=tf.reshape(b, row), Tout=dtype, adj_y=True
     )
