@@ -1,6 +1,7 @@
 """Classifier, and `create`: a model by its name."""
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
@@ -30,6 +31,9 @@ class Classifier(GraphModel):
 
     Returns:
         Logits, float32 (batch, num_classes), under every dtype policy.
+
+    Attributes:
+        backbone: the `Backbone`: all but the classifier.
 
     Raises:
         ValueError: if `num_classes` is not a positive integer.
@@ -250,8 +254,10 @@ def _override(spec, overrides):
     fields = [field.name for field in dataclasses.fields(spec)]
     for key in overrides:
         if key not in fields:
+            options = list(inspect.signature(create).parameters)[1:-1]
             raise ValueError(
-                f"Unknown argument {key!r}.{closest(key, fields)} "
-                f"Fields of {type(spec).__name__}: {', '.join(fields)}"
+                f"Unknown argument {key!r}.{closest(key, [*options, *fields])} "
+                f"Options: {', '.join(options)}; fields of {type(spec).__name__}: "
+                f"{', '.join(fields)}"
             )
     return dataclasses.replace(spec, **overrides)

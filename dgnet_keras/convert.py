@@ -57,9 +57,10 @@ def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
         List of the paths copied.
 
     Raises:
-        ValueError: if a weight outside the wiring is missing on either side, shapes differ, two
-            weights of a model have the same path, or routers would be used at another
-            `edge_scale` than they were trained at.
+        ValueError: if a weight outside the wiring is missing on either side, shapes differ (with
+            another number of classes: copy between the models' `backbone`), two weights of a
+            model have the same path, or routers would be used at another `edge_scale` than they
+            were trained at.
     """
     values = {v.path: v for v in source.weights}
     if len(values) < len(source.weights):
@@ -79,7 +80,12 @@ def _edge_scale(model):
 
 
 def assign_weights(
-    model: keras.Model, values: Mapping[str, Any], source: str, *, keep: Collection[str] = ()
+    model: keras.Model,
+    values: Mapping[str, Any],
+    source: str,
+    *,
+    keep: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Assigns arrays to the weights of a model; all or nothing.
 
@@ -88,6 +94,7 @@ def assign_weights(
         values: dict of `Variable.path` to array.
         source: where the values come from, for the message of an error.
         keep: paths that may be missing in `values`, besides those of the wiring.
+        names: dict of path to the weight's name in the source, for the message of an error.
 
     Returns:
         List of the paths assigned.
@@ -99,7 +106,7 @@ def assign_weights(
     if len(wanted) < len(model.weights):
         raise ValueError(f"Weights of the model {model.name!r} share their paths.")
     received = {path: tuple(value.shape) for path, value in values.items()}
-    _check_fit(model, wanted, received, source, lambda p: p in keep or is_wiring_weight(p))
+    _check_fit(model, wanted, received, source, lambda p: p in keep or is_wiring_weight(p), names)
     variables = {v.path: v for v in model.weights if v.path in values}
     for path, variable in variables.items():
         variable.assign(values[path])
@@ -134,8 +141,10 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     }
     read = next((readers[suffix] for suffix in readers if path.endswith(suffix)), None)
     if read is None:
+        inside = os.path.join(path, "model.keras")
+        hint = f". Did you mean {inside}?" if os.path.exists(inside) else ""
         raise ValueError(
-            f"A weights file must end in one of {', '.join(readers)}. Received: {path}"
+            f"A weights file must end in one of {', '.join(readers)}. Received: {path}{hint}"
         )
     if not os.path.exists(path):
         raise FileNotFoundError(f"No weights file at {path}")
@@ -243,7 +252,8 @@ def load_timm(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         elif name not in head and not name.endswith("num_batches_tracked"):
             values[name] = array
     classes = next((len(arrays[n]) for n in sorted(head) if n in arrays), None)
-    return assign_with_head(model, values, path, classes)
+    in_file = {variable.path: name for name, variable in paths.items() if name}
+    return assign_with_head(model, values, path, classes, in_file)
 
 
 def timm_name(path: str, templates: Mapping[str, str]) -> str | None:
@@ -325,6 +335,7 @@ def assign_with_head(
     values: Mapping[str, np.ndarray],
     path: str | os.PathLike[str],
     classes: int | None,
+    names: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Assigns arrays, but for the classifier where the source has none or one of other classes.
 
@@ -333,6 +344,7 @@ def assign_with_head(
         values: dict of `Variable.path` to array.
         path: where the values come from.
         classes: number of classes there, or None.
+        names: dict of path to the weight's name there, for the message of an error.
 
     Returns:
         List of the paths assigned; a warning says so if the classifier is not among them.
@@ -344,7 +356,7 @@ def assign_with_head(
     if classes != getattr(model, "num_classes", None):
         keep = HEAD if hasattr(model, "num_classes") else ()
         values = {k: v for k, v in values.items() if k not in HEAD}
-    loaded = assign_weights(model, values, os.fspath(path), keep=keep)
+    loaded = assign_weights(model, values, os.fspath(path), keep=keep, names=names)
     if keep:
         warnings.warn(
             f"{path} has {classes or 'no'} classes, the model {model.num_classes}: the backbone "
@@ -354,10 +366,14 @@ def assign_with_head(
     return loaded
 
 
-def _check_fit(model, wanted, received, source, is_optional):
-    """Raises `ValueError` that lists what differs between two dicts of name to shape."""
+def _check_fit(model, wanted, received, source, is_optional, names=None):
+    """Raises `ValueError` that lists what differs between two dicts of path to shape."""
+
+    def shown_as(path):
+        return f"{path} ({names[path]})" if names and path in names else path
+
     problems = [
-        f"{name}: {shape} only in the model"
+        f"{shown_as(name)}: {shape} only in the model"
         for name, shape in wanted.items()
         if name not in received and not is_optional(name)
     ]
@@ -367,7 +383,7 @@ def _check_fit(model, wanted, received, source, is_optional):
         if name not in wanted and not is_optional(name)
     ]
     problems += [
-        f"{name}: expected {shape}, received {received[name]}"
+        f"{shown_as(name)}: expected {shape}, received {received[name]}"
         for name, shape in wanted.items()
         if received.get(name, shape) != shape
     ]

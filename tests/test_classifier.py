@@ -69,9 +69,12 @@ def test_variants_are_listed_by_family():
     ("name", "kwargs", "message"),
     [
         ("resnet5O", {}, "Unknown variant 'resnet5O'.*Did you mean.*'resnet50'"),
+        ("resnet20", {}, "Unknown variant 'resnet20'.*Did you mean 'resnet20_cifar'"),
         ("resnet18", {"wiring": "dinamic"}, "wiring.*dynamic.*'dinamic'"),
         ("resnet18", {"threshold": 1.5}, r"threshold.*\[0, edge_scale\).*1.5"),
         ("resnet18", {"init": "static", "edge_scale": 1.0}, "edge_scale=2.*edge_scale=1.0"),
+        ("resnet18", {"treshold": 0.5}, "Unknown argument 'treshold'.*Did you mean 'threshold'"),
+        ("resnet18", {"threshold": "0.5"}, "`threshold` must be a number. Received: '0.5'"),
         ("resnet18", {"depth": (1,)}, "Unknown argument 'depth'.*Did you mean.*'depths'"),
         ("resnet18", {"depths": (1,), "widths": (8, 8)}, "one entry a stage"),
         ("resnet18", {"widths": (8, 0, 8, 8)}, "widths.*at least 1.*0"),

@@ -61,6 +61,9 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         create(ROW, weights=tmp_path / "nowhere.weights.h5")
     with pytest.raises(ValueError, match=r"\.weights\.h5, \.keras, \.safetensors.*model\.pkl"):
         create(ROW, weights=tmp_path / "model.pkl")
+    (tmp_path / "model.keras").touch()
+    with pytest.raises(ValueError, match=r"Did you mean .*model\.keras\?"):
+        create(ROW, weights=tmp_path)
     for name, kind in (
         ("broken.weights.h5", "HDF5"),
         ("broken.keras", "Keras"),

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
+import textwrap
 
 STOPPED = 143  # as the shell reports a process that SIGTERM ended
 
@@ -13,13 +15,21 @@ def make_parser(name, recipes, *, description, example):
 
     Args:
         name: of the module that is run.
-        recipes: names of the recipes.
+        recipes: dict of the recipes by name, dataclasses of one kind.
         description: of the command.
         example: arguments that work.
     """
     command = f"python -m {name}"
+    keys = textwrap.fill(
+        f"Keys of a recipe, for --set: {_keys(next(iter(recipes.values())))}. "
+        "The API reference (make docs) says what they do.",
+        width=98,
+    )
     parser = argparse.ArgumentParser(
-        prog=command, description=description, epilog=f"Example: {command} {example}"
+        prog=command,
+        description=textwrap.fill(description, width=98),
+        epilog=f"{keys}\n\nExample: {command} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help=f"recipe: {', '.join(recipes)}")
     parser.add_argument(
@@ -31,6 +41,16 @@ def make_parser(name, recipes, *, description, example):
         help="changes one key of the recipe, such as --set wiring=chain; may be repeated",
     )
     return parser
+
+
+def _keys(recipe):
+    """The keys of a recipe, with what they are where no recipe says otherwise."""
+    return ", ".join(
+        field.name
+        if field.default in (dataclasses.MISSING, None)
+        else f"{field.name} ({field.default})"
+        for field in dataclasses.fields(recipe)
+    )
 
 
 def add_run_flags(parser, *, data):

@@ -112,7 +112,8 @@ def steps_per_epoch(split, recipe):
     if not steps:
         raise ValueError(
             "The training split must have at least one batch of images. Received: "
-            f"{len(split)} images, batch_size={recipe.batch_size}"
+            f"{len(split)} images, batch_size={recipe.batch_size}. Lower it: "
+            f"--set batch_size={max(1, len(split) // 4)}"
         )
     return steps
 

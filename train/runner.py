@@ -118,7 +118,7 @@ def load_initial_weights(model, path):
     """
     path = pathlib.Path(path)
     if not path.exists() and not path.with_name(path.name + ".index").exists():
-        raise FileNotFoundError(f"No weights file at {path}")
+        raise FileNotFoundError(f"No weights file at {path}.{_checkpoints_beside(path)}")
     if path.is_dir():
         found = [path / name for name in ("model.keras", engine.BEST_WEIGHTS)]
         found = [file for file in found if file.exists()]
@@ -133,6 +133,12 @@ def load_initial_weights(model, path):
         classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None
         return convert.assign_with_head(model, values, path, classes)
     return dg.convert.load_weights(model, path)
+
+
+def _checkpoints_beside(path):
+    """`" Checkpoints there: ..."`, for a message, or an empty string."""
+    found = sorted(file.stem for file in path.parent.glob("ckpt-*.index"))
+    return f" Checkpoints there: {', '.join(found)}" if found else ""
 
 
 @contextlib.contextmanager
@@ -182,8 +188,9 @@ def check_workdir(config, workdir):
     ]
     if differences:
         raise ValueError(
-            f"{workdir} holds a run of another recipe or other data; choose another --workdir, or "
-            f"the same settings. They differ in {'; '.join(differences)}"
+            f"{workdir} holds a run of another recipe or other data; choose another --workdir "
+            f"(--init-from {workdir} starts from its weights), or the same settings. "
+            f"They differ in {'; '.join(differences)}"
         )
 
 

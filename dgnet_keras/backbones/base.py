@@ -34,8 +34,14 @@ RESNET_TIMM_NAMES = types.MappingProxyType(
 
 
 def closest(name: object, names: Iterable[object]) -> str:
-    """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(n) for n in names], n=3, cutoff=0.5)
+    """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string.
+
+    Names that begin with `name` come first.
+    """
+    text, known = str(name), [str(n) for n in names]
+    longer = [n for n in known if text and n.startswith(text)]
+    close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    matches = list(dict.fromkeys([*longer, *close]))[:3]
     return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

@@ -1,6 +1,7 @@
 """Threshold gate: edges whose weight does not exceed the threshold are closed."""
 
 import math
+import numbers
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
@@ -23,7 +24,10 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 
 def check_threshold(threshold: float, edge_scale: float) -> None:
-    """Raises `ValueError` unless 0 <= threshold < edge_scale, both finite."""
+    """Raises `ValueError` unless 0 <= threshold < edge_scale, both finite numbers."""
+    for name, value in (("edge_scale", edge_scale), ("threshold", threshold)):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"`{name}` must be a number. Received: {value!r}")
     if not (math.isfinite(edge_scale) and edge_scale > 0):
         raise ValueError(f"`edge_scale` must be a positive number. Received: {edge_scale}")
     if not 0 <= threshold < edge_scale:
