@@ -1,6 +1,7 @@
 """Features and logits equal timm's, from timm's own weights, for a model of each family."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,6 +96,16 @@ def test_weights_of_another_architecture_change_nothing(name):
         dg.load_timm(model, FOLDER / f"{other}.safetensors")
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_tensor_that_is_missing_is_called_what_the_file_calls_it(name, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(FOLDER / f"{name}.safetensors")
+    missing = next(key for key, array in arrays.items() if array.ndim == 4)
+    save_file({k: v for k, v in arrays.items() if k != missing}, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=rf"\({re.escape(missing)}\): .* only in the model"):
+        dg.load_timm(make(name), tmp_path / "part.safetensors")
 
 
 def test_the_catalog_covers_the_family(name):

@@ -15,13 +15,14 @@ def add_parsers(commands):
     plot = commands.add_parser(
         "plot",
         help="pictures of the connectivity that images take",
-        description="Draws, for the images of a folder, adjacency by class and by image, the "
-        "graphs, path diversity, nearest images and MACs by image, as PNG files, and writes the "
-        "figures behind them to connectivity.json. Says so if the routers are not in order.",
+        description="Draws, for one image or those of a folder, adjacency by class and by image, "
+        "the graphs, path diversity, nearest images and MACs by image, as PNG files, and writes "
+        "the figures behind them, with the open edges and MACs of each image, to "
+        "connectivity.json. Says so if the routers are not in order.",
         epilog="Example: python -m dgnet_keras plot runs/cifar10 cifar10/test --output pictures",
     )
     plot.add_argument("model", help="a .keras file, or the folder of a run")
-    plot.add_argument("images", help="a folder of images, or of class folders of images")
+    plot.add_argument("images", help="an image, a folder of images, or of class folders of images")
     plot.add_argument("--output", default="connectivity", help="folder for the pictures")
     plot.add_argument(
         "--limit", type=int, default=1000, help="at most so many images, of all classes (1000)"
@@ -30,16 +31,18 @@ def add_parsers(commands):
 
 
 def image_files(folder, limit):
-    """Files and class names of up to `limit` images of a folder, evenly from all of them.
+    """Files and class names of up to `limit` images of a folder, evenly from all; or of one file.
 
     Returns:
         Tuple of paths, labels (int, or None where there are no class folders) and class names.
     """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No folder of images at {folder}")
     if limit < 1:
         raise ValueError(f"`--limit` must be positive. Received: {limit}")
+    if folder.is_file():
+        return [folder], None, None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No image, and no folder of images, at {folder}")
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     found = [
         (path, label)
@@ -116,6 +119,7 @@ def plot_command(args):
         **found,
         "macs": {"whole_graph": counted["macs"], "mean_of_images": mean_macs},
         "router_health": [finding.message for finding in findings],
+        "each_image": each_image(paths, adjacency, counted),
     }
     scratch = output / ".connectivity.json"
     scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
@@ -123,11 +127,27 @@ def plot_command(args):
     print(output / "connectivity.json")
     print(
         f"{found['images']} images, {found['distinct_paths']} distinct paths, "
-        f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image "
+        f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image, on average, "
         f"{mean_macs:,.0f} of {counted['macs']:,}"
     )
     for finding in findings:
         print(f"Warning: {finding.message}")
+
+
+def each_image(paths, adjacency, counted):
+    """List of dicts, one an image: its file, its MACs, and by stage its open edges j -> i."""
+    import numpy as np
+
+    return [
+        {
+            "file": str(path),
+            "macs": int(counted["per_instance"]["macs"][k]),
+            "open_edges": {
+                name: np.argwhere(matrix[k] > 0).tolist() for name, matrix in adjacency.items()
+            },
+        }
+        for k, path in enumerate(paths)
+    ]
 
 
 def connectivity_figures(adjacency, pictures, titles, labels, class_names, counted):
@@ -156,7 +176,9 @@ def connectivity_figures(adjacency, pictures, titles, labels, class_names, count
         "adjacency_by_image": visualize.plot_adjacency_by_image(
             some, pictures[shown], titles=[titles[k] for k in shown]
         ),
-        "graph": visualize.plot_graph(adjacency),
+        "graph": visualize.plot_graph(
+            adjacency, title=f"Connectivity of {titles[0]}" if len(titles) == 1 else None
+        ),
         "path_diversity": visualize.plot_path_diversity(adjacency, labels, class_names=names),
         "nearest_images": visualize.plot_nearest_images(
             adjacency, pictures, queries=shown[:5], titles=titles
