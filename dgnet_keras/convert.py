@@ -5,6 +5,7 @@ pickles, nothing that runs code.
 """
 
 import contextlib
+import json
 import os
 import re
 import tempfile
@@ -18,6 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
+
+from dgnet_keras.layers.wiring import ROUTED
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
@@ -65,18 +68,24 @@ def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
     values = {v.path: v for v in source.weights}
     if len(values) < len(source.weights):
         raise ValueError(f"Weights of the model {source.name!r} share their paths.")
-    scales = [_edge_scale(model) for model in (source, target)]
-    routed = any(is_wiring_weight(v.path) and v.path in values for v in target.weights)
-    if routed and scales[0] != scales[1]:
-        raise ValueError(
-            "Routers and edge logits mean something else at another `edge_scale`. Received: "
-            f"edge_scale={scales[0]} in the source, {scales[1]} in the target"
-        )
+    _check_edge_scale(target, values, _edge_scale(source))
     return assign_weights(target, values, f"model {source.name!r}")
 
 
 def _edge_scale(model):
     return next((layer.edge_scale for layer in model.layers if hasattr(layer, "edge_scale")), None)
+
+
+def _check_edge_scale(model, values, scale):
+    """Raises `ValueError` if routers among `values`, of a model of `scale`, mean something else."""
+    routed = any(is_wiring_weight(v.path) and v.path in values for v in model.weights)
+    own = _edge_scale(model)
+    if routed and scale is not None and scale != own:
+        raise ValueError(
+            "Routers and edge logits mean something else at another `edge_scale`. Received: "
+            f"edge_scale={scale} in the source, {own} in the target (None means 1 with "
+            "`init='open'`, 2 with `init='static'`: give the target the source's)"
+        )
 
 
 def assign_weights(
@@ -118,7 +127,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
 
     The wirings of file and model may differ: weights of the wiring that only one of them has are
     left as they are. With another number of classes the backbone alone is loaded, and a warning
-    says so.
+    says so; another says that a network without routers starts a model of `init="open"`, which
+    computes something else.
 
     Args:
         model: a model of this package.
@@ -130,7 +140,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is of another kind, broken, or of another architecture; the message
+        ValueError: if the file is of another kind, broken, or of another architecture, or its
+            routers were trained at another `edge_scale` (known of `.keras` only); the message
             lists names and shapes, and the model is as it was.
     """
     path = os.fspath(path)
@@ -156,17 +167,36 @@ def _load_keras(model, path):
     with tempfile.TemporaryDirectory() as folder:
         with _reading(path, "Keras"), zipfile.ZipFile(path) as archive:
             inner = archive.extract("model.weights.h5", folder)
-        return _load_h5(model, inner, name=path)
+            scale = _configured_edge_scale(json.loads(archive.read("config.json")))
+        return _load_h5(model, inner, name=path, edge_scale=scale)
 
 
-def _load_h5(model, path, name=None):
-    """Loads a file of `model.save_weights`; `name` is what errors call it."""
+def _configured_edge_scale(config):
+    """`edge_scale` of the graph stages in a saved model's configuration; None if it has none."""
+    if isinstance(config, dict):
+        if "edge_scale" in config:
+            return config["edge_scale"] or (2.0 if config.get("init") == "static" else 1.0)
+        config = list(config.values())
+    found = map(_configured_edge_scale, config) if isinstance(config, list) else ()
+    return next((value for value in found if value is not None), None)
+
+
+def _load_h5(model, path, name=None, edge_scale=None):
+    """Loads a file of `model.save_weights`.
+
+    Args:
+        model: a model of this package.
+        path: of the file.
+        name: what errors call it; None means the path.
+        edge_scale: of the model that was saved, or None where nothing tells.
+    """
     name = name or path
     names = _h5_names(model)
     with _reading(name, "HDF5"), h5py.File(path) as file:
         # A compiled model's file also holds its optimizer.
         stored = {k: v for k, v in _h5_arrays(file).items() if k.startswith("layers/")}
     values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
+    _check_edge_scale(model, values, edge_scale)
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
     return assign_with_head(model, values, name, classes)
 
@@ -363,7 +393,19 @@ def assign_with_head(
             "was loaded, the classifier was left as it was.",
             stacklevel=4,
         )
+    if not any(map(is_wiring_weight, loaded)) and _starts_elsewhere(model):
+        warnings.warn(
+            f"{path} holds no routers: with init='open' the model computes something else than the "
+            "network of the file. With init='static' it would compute the same.",
+            stacklevel=4,
+        )
     return loaded
+
+
+def _starts_elsewhere(model):
+    """Whether new routers or edge logits make a network compute another function than the chain."""
+    stages = [layer for layer in model.layers if hasattr(layer, "edge_scale") and layer.graphs]
+    return any(stage.wiring in ROUTED and stage.init == "open" for stage in stages)
 
 
 def _check_fit(model, wanted, received, source, is_optional, names=None):

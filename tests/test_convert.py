@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -87,6 +89,24 @@ def test_truncated_files_are_named_and_change_nothing(tmp_path):
         with pytest.raises(ValueError, match="not a whole"):
             dg.convert.load_weights(target, tmp_path / name)
         assert unchanged(target, before)
+
+
+def test_a_file_whose_routers_mean_something_else_is_refused(tmp_path):
+    create(ROW, init="open").save(tmp_path / "open.keras")
+    target = create(ROW, init="static", seed=1)
+    before = values(target)
+    message = r"edge_scale=1\.0 in the source, 2\.0 in the target"
+    with pytest.raises(ValueError, match=message):
+        dg.convert.load_weights(target, tmp_path / "open.keras")
+    assert unchanged(target, before)
+    dg.convert.load_weights(create(ROW, init="open", edge_scale=1.0), tmp_path / "open.keras")
+    create(ROW, wiring="chain").save(tmp_path / "chain.keras")  # no routers: nothing to refuse
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dg.convert.load_weights(target, tmp_path / "chain.keras")
+        dg.convert.load_weights(create(ROW, wiring="random"), tmp_path / "chain.keras")
+    with pytest.warns(UserWarning, match="computes something else.*init='static'"):
+        dg.convert.load_weights(create(ROW, init="open"), tmp_path / "chain.keras")
 
 
 @pytest.mark.parametrize("wiring", ["dynamic", "learned", "random", "complete"])

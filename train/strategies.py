@@ -1,7 +1,10 @@
 """`tf.distribute` strategies by name, and which process writes what."""
 
 import contextlib
+import json
 import os
+import signal
+import sys
 
 import tensorflow as tf
 
@@ -19,18 +22,19 @@ def make_strategy(name):
             TPU of this machine, or that of the environment variable `TPU_NAME`).
 
     Raises:
-        ValueError: for an unknown name, `"multi_worker"` without `TF_CONFIG`, or `"tpu"` where
-            none answers.
+        ValueError: for an unknown name, `"multi_worker"` without a `TF_CONFIG` that names workers,
+            or `"tpu"` where none answers.
     """
     check_choice("strategy", name, STRATEGIES)
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise ValueError(
-                "The strategy 'multi_worker' needs the environment variable TF_CONFIG, which "
-                "names the workers and which of them this process is."
-            )
-        # Before anything else asks for devices: collectives are set up at program start-up.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
+    if name != "tpu" and len(_workers()) > 1:
+        print(
+            f"Warning: TF_CONFIG names {len(_workers())} workers, but the strategy {name!r} trains "
+            "on this host alone: each of them would write into the same workdir. "
+            "Expected --strategy multi_worker",
+            file=sys.stderr,
+        )
     if name == "tpu":
         return _tpu_strategy()
     gpus = tf.config.list_logical_devices("GPU")
@@ -38,6 +42,52 @@ def make_strategy(name):
         return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
     devices = gpus or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _workers():
+    """Addresses of the workers in the environment variable TF_CONFIG, chief first."""
+    text = os.environ.get("TF_CONFIG", "{}")
+    try:
+        cluster = json.loads(text).get("cluster") or {}
+        return [address for kind in ("chief", "worker") for address in cluster.get(kind, ())]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "The environment variable TF_CONFIG must be JSON such as "
+            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", '
+            f'"index": 0}}}}. Received: {text!r} ({error})'
+        ) from error
+
+
+def _multi_worker_strategy():
+    workers = _workers()
+    if not workers:
+        raise ValueError(
+            "The strategy 'multi_worker' needs the environment variable TF_CONFIG, which names the "
+            "workers of the cluster and which of them this process is. "
+            f"Received: {os.environ.get('TF_CONFIG')!r}"
+        )
+    print(f"Waiting for all workers of TF_CONFIG: {', '.join(workers)}", file=sys.stderr)
+    with _interruptible():
+        # Before anything else asks for devices: collectives are set up at program start-up.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Within the context Ctrl-C ends the process at once.
+
+    TensorFlow waits for the other workers in C++, where no signal handler of Python's runs. (It
+    takes SIGTERM itself, and heeds it only later.)
+    """
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tpu_strategy():
