@@ -9,7 +9,7 @@ from typing import Any, Self, overload
 import keras
 
 from dgnet_keras.backbones import FAMILIES
-from dgnet_keras.backbones.base import Backbone, GraphModel, closest, construction_scope
+from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, closest, construction_scope
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.gate import Gate
 from dgnet_keras.layers.wiring import Init
@@ -232,7 +232,7 @@ def create(
     """
     family = family_of(name)
     backbone = family(
-        _override(family.variants[name], overrides),
+        _override(name, family.variants[name], overrides),
         input_shape=input_shape,
         wiring=wiring,
         threshold=threshold,
@@ -250,7 +250,9 @@ def create(
     return model
 
 
-def _override(spec, overrides):
+def _override(name, spec, overrides):
+    if not isinstance(spec, Spec):
+        raise ValueError(f"The variant {name!r} must be a Spec of its family. Received: {spec!r}")
     fields = [field.name for field in dataclasses.fields(spec)]
     for key in overrides:
         if key not in fields:

@@ -105,7 +105,8 @@ def write_serving_config(
     existing = [path.name for path in paths if path.exists()]
     if existing and not overwrite:
         raise FileExistsError(
-            f"{target} has {', '.join(existing)} already. Give overwrite=True to replace them."
+            f"{target} has {', '.join(existing)} already. Give overwrite=True (on the command line "
+            "--overwrite) to replace them."
         )
     if folders_there := [path.name for path in paths if path.is_dir()]:
         raise IsADirectoryError(f"{target} has folders called {', '.join(folders_there)}.")

@@ -65,6 +65,12 @@ def test_variants_are_listed_by_family():
         dg.list_variants("vgg")
 
 
+def test_a_variant_that_is_no_spec_is_named(monkeypatch):
+    monkeypatch.setitem(dg.DGResNet.variants, "bad", {"depths": (2, 2)})
+    with pytest.raises(ValueError, match=r"variant 'bad' must be a Spec.*Received"):
+        dg.create("bad")
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [

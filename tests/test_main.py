@@ -105,6 +105,7 @@ def test_plot_warns_of_collapsed_routers(image_folder, tmp_path, capsys):
 def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):
     create("resnet_basic", depths=(1, 1)).save(tmp_path / "edgeless.keras")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "export").mkdir(parents=True)
     for model, images, message in (
         (tmp_path / "gone.keras", image_folder, "No model at .*gone.keras"),
         (saved, tmp_path / "gone", "No image, and no folder of images, at .*gone"),
@@ -215,6 +216,7 @@ def test_serve_config_writes_the_servers_files(tmp_path, capsys):
 def test_mistakes_in_serving_are_named(saved, image_folder, tmp_path):
     (tmp_path / "labels.txt").write_text("one\n")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "export").mkdir(parents=True)
     for arguments, message in (
         (["export", str(tmp_path / "gone"), str(tmp_path / "out")], "No model at"),
         (
@@ -222,6 +224,7 @@ def test_mistakes_in_serving_are_named(saved, image_folder, tmp_path):
             "3 classes.*1 labels",
         ),
         (["predict", str(tmp_path / "empty"), str(image_folder)], "No model at"),
+        (["export", str(tmp_path / "run"), str(tmp_path / "out")], "run/export is served as it is"),
         (["predict", str(saved), str(tmp_path / "gone.jpg")], "No image at .*gone.jpg"),
         (["predict", str(saved), str(tmp_path / "empty")], "has no images"),
         (["predict", str(saved), str(image_folder), "--top", "0"], "--top"),

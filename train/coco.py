@@ -36,6 +36,8 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--init-backbone",
+        "--init-from",
+        dest="init_backbone",
         metavar="FILE",
         help="weights that the backbone starts from: the folder of a run of train.imagenet, its "
         "checkpoints/ckpt-STEP, .weights.h5, .keras or timm's .safetensors",

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -253,9 +254,13 @@ def _load_folder(data_dir):
     if test is None:
         raise FileNotFoundError(f"{root} has train/ but none of: {', '.join(TEST_FOLDERS)}")
     names = _class_names(root / "train")
-    unknown = sorted(set(_class_names(test)) - set(names))
+    tested = _class_names(test)
+    unknown = sorted(set(tested) - set(names))
     if unknown:
         raise ValueError(f"Classes of {test} that {root / 'train'} does not have: {unknown}")
+    untested = sorted(set(names) - set(tested))
+    if untested:
+        warnings.warn(f"{test} has no images of the classes {untested}", stacklevel=2)
     return ImageData(names, _read_split(root / "train", names), _read_split(test, names))
 
 

@@ -11,8 +11,10 @@ def load_model(path):
     path = pathlib.Path(path)
     file = path / "model.keras" if path.is_dir() else path
     if not file.exists():
+        export = path / "export"
+        hint = f". {export} is served as it is" if export.is_dir() else ""
         raise FileNotFoundError(
-            f"No model at {file}. Expected a .keras file, or the folder of a finished run"
+            f"No model at {file}. Expected a .keras file, or the folder of a finished run{hint}"
         )
     try:
         return keras.saving.load_model(file, compile=False)

@@ -302,7 +302,10 @@ def _open_saved_model(folder):
     outputs = getattr(signatures.get("predict_jpeg"), "structured_outputs", {})
     shape = outputs["probabilities"].shape if "probabilities" in outputs else None
     if not file.exists() or shape is None or shape.rank != 2 or set(names) - set(signatures):
-        raise ValueError(f"{folder} is not a classifier's export: see `export`")
+        raise ValueError(
+            f"{folder} is not a classifier's export, such as `export` makes (a detector's is asked "
+            "as docs/detection.md shows)"
+        )
     labels = _read_lines(file)
     _check_labels(labels, shape[-1], file)
     (images,) = signatures["serving_default"].structured_input_signature[1].values()

@@ -48,6 +48,14 @@ def image_folder(tmp_path):
     return tmp_path / "data"
 
 
+def test_classes_without_a_test_image_are_named(image_folder):
+    write_images(image_folder / "train" / "emu", 5)
+    with pytest.warns(UserWarning, match=r"test has no images of the classes \['emu'\]"):
+        data = datasets.load_data(FOLDER, image_folder)
+    assert data.class_names == ("cat", "dog", "emu")
+    assert set(data.test.labels) == {0, 1}
+
+
 def test_digits_are_real_images_with_a_fifth_held_out():
     data = datasets.load_data(RECIPE)
     assert (len(data.train), len(data.test)) == (1437, 360)
