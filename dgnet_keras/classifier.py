@@ -251,7 +251,8 @@ def create(
 
 
 def _override(name, spec, overrides):
-    if not isinstance(spec, Spec):
+    is_spec = isinstance(spec, Spec)
+    if not is_spec:
         raise ValueError(f"The variant {name!r} must be a Spec of its family. Received: {spec!r}")
     fields = [field.name for field in dataclasses.fields(spec)]
     for key in overrides:
