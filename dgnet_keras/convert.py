@@ -127,8 +127,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
 
     The wirings of file and model may differ: weights of the wiring that only one of them has are
     left as they are. With another number of classes the backbone alone is loaded, and a warning
-    says so; another says that a network without routers starts a model of `init="open"`, which
-    computes something else.
+    says so; another says that a file without weights of the wiring starts a model of `init="open"`,
+    which computes something else than the file's network.
 
     Args:
         model: a model of this package.
@@ -395,8 +395,8 @@ def assign_with_head(
         )
     if not any(map(is_wiring_weight, loaded)) and _starts_elsewhere(model):
         warnings.warn(
-            f"{path} holds no routers: with init='open' the model computes something else than the "
-            "network of the file. With init='static' it would compute the same.",
+            f"{path} has no weights of this model's wiring: with init='open' it computes something "
+            "else than the static network of these blocks. With init='static' it starts as that.",
             stacklevel=4,
         )
     return loaded
