@@ -11,6 +11,7 @@ import pathlib
 import platform
 import statistics
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,7 +107,7 @@ def environment():
         "commit": commit(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "onednn": _onednn_enabled(),
+        "onednn": onednn_enabled(),
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
         "cpu": _cpu_name(),
         "vector": vector_extension(),
@@ -129,7 +130,7 @@ def commit():
     return found.stdout.strip() + "+" * bool(subprocess.run(changed).returncode)
 
 
-def _onednn_enabled():
+def onednn_enabled():
     """TensorFlow's own decision, from the variable and the CPU; None if it does not tell."""
     try:
         from tensorflow.python.util import _pywrap_util_port
@@ -142,12 +143,13 @@ def _onednn_enabled():
 def machine_suffix():
     """What tells files of rows apart by machine: `"_onednn"`, `"_avx512"`, both, or neither.
 
-    TensorFlow turns oneDNN on by itself on CPUs with AVX-512.
+    TensorFlow is asked, in a process of its own, whether oneDNN is on.
     """
-    avx512 = vector_extension() == "avx512"
-    asked = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
-    onednn = avx512 if asked is None else asked == "1"
-    return "_onednn" * onednn + "_avx512" * avx512
+    question = "from benchmarks import measure; print(measure.onednn_enabled())"
+    command = [sys.executable, "-c", question]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True).stdout
+    onednn = answer.split()[-1] == "True"
+    return "_onednn" * onednn + "_avx512" * (vector_extension() == "avx512")
 
 
 def vector_extension():

@@ -20,9 +20,9 @@ quartiles, and of the ratios turn by turn. Compile time (tracing and the first s
 above the traced model; Linux only): medians over processes of their own.
 
 Each row is written as it comes, to speed_TABLE.json, and a plot of all rows of that file to the
-.png beside it. The name has `_onednn` where oneDNN is on (TF_ENABLE_ONEDNN_OPTS=1, or a CPU with
-AVX-512), and `_avx512` on such a CPU, so that no file mixes them. Rows that are there already are
-not measured again, unless with other repeats, or `--again`.
+.png beside it. The name has `_onednn` where TensorFlow uses oneDNN, and `_avx512` on a CPU with
+AVX-512, so that no file mixes them. Rows that are there already are not measured again, unless
+with other repeats, or `--again`.
 """
 
 import argparse

@@ -251,7 +251,7 @@ def create(
 
 
 def _override(name, spec, overrides):
-    is_spec = isinstance(spec, Spec)
+    is_spec = isinstance(spec, Spec)  # the families' Specs are dataclasses, their base is none
     if not is_spec:
         raise ValueError(f"The variant {name!r} must be a Spec of its family. Received: {spec!r}")
     fields = [field.name for field in dataclasses.fields(spec)]

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dgnet_keras.layers.wiring import ROUTED
+from dgnet_keras.layers.wiring import ROUTED, default_edge_scale
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
@@ -175,7 +175,7 @@ def _configured_edge_scale(config):
     """`edge_scale` of the graph stages in a saved model's configuration; None if it has none."""
     if isinstance(config, dict):
         if "edge_scale" in config:
-            return config["edge_scale"] or (2.0 if config.get("init") == "static" else 1.0)
+            return config["edge_scale"] or default_edge_scale(config["init"])
         config = list(config.values())
     found = map(_configured_edge_scale, config) if isinstance(config, list) else ()
     return next((value for value in found if value is not None), None)

@@ -105,7 +105,6 @@ def test_plot_warns_of_collapsed_routers(image_folder, tmp_path, capsys):
 def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):
     create("resnet_basic", depths=(1, 1)).save(tmp_path / "edgeless.keras")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "run" / "export").mkdir(parents=True)
     for model, images, message in (
         (tmp_path / "gone.keras", image_folder, "No model at .*gone.keras"),
         (saved, tmp_path / "gone", "No image, and no folder of images, at .*gone"),

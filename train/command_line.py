@@ -47,7 +47,7 @@ def _keys(recipe):
     """The keys of a recipe, with what they are where no recipe says otherwise."""
     return ", ".join(
         field.name
-        if field.default in (dataclasses.MISSING, None)
+        if field.default in (dataclasses.MISSING, None, "", ())
         else f"{field.name} ({field.default})"
         for field in dataclasses.fields(recipe)
     )

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 
 import tensorflow as tf
 
@@ -29,11 +30,11 @@ def make_strategy(name):
     if name == "multi_worker":
         return _multi_worker_strategy()
     if name != "tpu" and len(_workers()) > 1:
-        print(
-            f"Warning: TF_CONFIG names {len(_workers())} workers, but the strategy {name!r} trains "
-            "on this host alone: each of them would write into the same workdir. "
-            "Expected --strategy multi_worker",
-            file=sys.stderr,
+        warnings.warn(
+            f"TF_CONFIG names {len(_workers())} workers, but the strategy {name!r} trains on this "
+            "host alone: each of them would write into the same workdir. Expected "
+            "--strategy multi_worker",
+            stacklevel=3,
         )
     if name == "tpu":
         return _tpu_strategy()
@@ -46,7 +47,7 @@ def make_strategy(name):
 
 def _workers():
     """Addresses of the workers in the environment variable TF_CONFIG, chief first."""
-    text = os.environ.get("TF_CONFIG", "{}")
+    text = os.environ.get("TF_CONFIG") or "{}"
     try:
         cluster = json.loads(text).get("cluster") or {}
         return [address for kind in ("chief", "worker") for address in cluster.get(kind, ())]

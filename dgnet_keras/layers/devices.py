@@ -15,7 +15,7 @@ def cpu_takes_grouped_kernels(dtype: tf.DType) -> bool:
     """Whether `tf.nn.conv2d` and its gradients take grouped kernels of `dtype` on this CPU.
 
     They do with oneDNN; without it the gradients fail. TensorFlow turns oneDNN on by itself on
-    some x86 CPUs only (those with AVX-512 or newer), on others with `TF_ENABLE_ONEDNN_OPTS=1`.
+    some x86 CPUs only (AVX-512 VNNI and newer), on others with `TF_ENABLE_ONEDNN_OPTS=1`.
     """
     # `init_scope` runs this at once, also while a graph is built; it pauses gradient tapes.
     with tf.init_scope(), tf.device("/cpu:0"):

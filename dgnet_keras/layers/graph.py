@@ -23,6 +23,7 @@ from dgnet_keras.layers.wiring import (
     FixedEdges,
     Init,
     RoutedEdges,
+    default_edge_scale,
     fixed_adjacency,
     initial_edge_biases,
     is_stored,
@@ -127,7 +128,7 @@ class GraphStage(keras.layers.Layer):
         check_choice("wiring", wiring, wirings())
         check_choice("init", init, INITS)
         if edge_scale is None:
-            edge_scale = 2.0 if init == "static" else 1.0
+            edge_scale = default_edge_scale(init)
         check_threshold(threshold, edge_scale)
         _check_init(init, threshold, edge_scale)
         if max_nodes is not None and (not isinstance(max_nodes, int) or max_nodes < 2):

@@ -30,6 +30,11 @@ def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
     return tf.one_hot(latest, sources, on_value=True, off_value=False)
 
 
+def default_edge_scale(init: Init) -> float:
+    """The largest edge weight where none is given; `"static"` starts edges at half of it, 1."""
+    return 2.0 if init == "static" else 1.0
+
+
 def initial_edge_biases(num_edges: int, *, init: Init, threshold: float) -> np.ndarray:
     """Initial logits of a node's outgoing edges, the chain edge first.
 

@@ -7,6 +7,7 @@ ways of computing the same sums is rounding, which a high rate would amplify wit
 import json
 import pathlib
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_a_killed_worker_loses_nothing_past_the_last_checkpoint(tmp_path):
     assert (tmp_path / "export" / "1" / "saved_model.pb").exists()
     assert "test_accuracy" in chief
     assert "test accuracy" not in other
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_says_for_whom_and_ends_on_ctrl_c(tmp_path):
+    alone, other = start_workers(
+        [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path / "run"]
+    )
+    other.kill()
+    other.communicate()
+    lines = iter(alone.stdout.readline, "")
+    assert any("Waiting for all workers of TF_CONFIG: 127.0.0.1:" in line for line in lines)
+    time.sleep(2)  # until TensorFlow waits
+    try:
+        alone.send_signal(signal.SIGINT)
+        assert alone.wait(timeout=30) != 0
+    finally:
+        alone.kill()
+        alone.communicate()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
