@@ -78,7 +78,7 @@ def ablate(job, images):
     import numpy as np
 
     import dgnet_keras as dg
-    from train import engine
+    from train.classification import engine
 
     data = accuracy.load_images(job.recipe, images)
     model = engine.create_model(job.recipe, len(data.class_names))

@@ -62,7 +62,7 @@ class Study:
 
     Attributes:
         dataset: its name in the rows.
-        recipe: name of a recipe of `train.configs`.
+        recipe: name of a recipe of `train.classification.recipes`.
         overrides: `key=value` strings that are applied to the recipe.
         seeds: dict of wiring to its number of seeds, 0, 1, ...
         init_from: None, or the study whose `chain` runs of the same seed are started from.
@@ -133,8 +133,8 @@ def plan(name, *, validation=False, overrides=(), workdir=pathlib.Path("runs/acc
     Raises:
         ValueError: for an unknown study, recipe key or value.
     """
-    from dgnet_keras.layers.gate import check_choice
-    from train.configs import get_recipe
+    from dgnet_keras.checks import check_choice
+    from train.classification.recipes import get_recipe
 
     check_choice("study", name, tuple(STUDIES))
     study = STUDIES[name]
@@ -190,7 +190,7 @@ def save_images(recipe, data_dir, path):
     """
     import numpy as np
 
-    from train import datasets
+    from train.classification import datasets
 
     source = f"{recipe.dataset} {data_dir and pathlib.Path(data_dir).resolve()}"
     if path.exists():
@@ -213,7 +213,7 @@ def load_images(recipe, path):
     """What `save_images` wrote, as `ImageData`, with the recipe's validation images held out."""
     import numpy as np
 
-    from train import datasets
+    from train.classification import datasets
 
     with np.load(path) as parts:
         data = datasets.ImageData(
@@ -246,8 +246,9 @@ def train_once(job, images, cores=None):
 
 def _train_once(job, images):
     import dgnet_keras as dg
-    from train import checkpoints, engine, strategies
-    from train.runner import load_initial_weights
+    from train import checkpoints, strategies
+    from train.classification import engine
+    from train.classification.run import load_initial_weights
 
     data = load_images(job.recipe, images)
     engine.configure(job.recipe)

@@ -32,9 +32,9 @@ def build_step(config, overrides, wiring, scenes):
     """A function without arguments that does one training step."""
     import tensorflow as tf
 
-    from train import coco_runner
-    from train.coco_configs import RECIPES
-    from train.configs import get_recipe
+    from train.classification.recipes import get_recipe
+    from train.detection import run as coco_runner
+    from train.detection.recipes import RECIPES
 
     recipe = get_recipe(config, [*overrides, f"wiring={wiring}"], RECIPES)
     data = coco_runner.load_data(recipe, scenes, scenes)
@@ -118,7 +118,7 @@ def main(argv=None):
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        from train import coco_scenes
+        from train.detection import scenes as coco_scenes
 
         scenes = pathlib.Path(folder) / "scenes"
         coco_scenes.make_digit_scenes(scenes, train=8, validation=2)

@@ -56,7 +56,7 @@ def measure(stage_number, repeats):
     """Median seconds of a step with each layer, and their ratio."""
     import keras
 
-    from dgnet_keras.layers.blocks import GroupedConv2D
+    from dgnet_keras.layers.conv import GroupedConv2D
 
     steps = {"GroupedConv2D": GroupedConv2D, "keras.layers.Conv2D": keras.layers.Conv2D}
     steps = {name: build_step(cls, stage_number) for name, cls in steps.items()}

@@ -80,7 +80,7 @@ class Headroom:
     def __init__(self, model):
         import tensorflow as tf
 
-        from dgnet_keras.backbones.base import connectivity_model
+        from dgnet_keras.adjacency import connectivity_model
 
         self.model = model
         connectivity = connectivity_model(model)
@@ -205,7 +205,7 @@ def measure(job, images):
     """
     import numpy as np
 
-    from train import engine
+    from train.classification import engine
 
     recipe = dataclasses.replace(job.recipe, dtype="float32")
     data = accuracy.load_images(job.recipe, images)

@@ -69,7 +69,7 @@ def tracing(contestant):
     """Inside, functions are traced as the contestant's are."""
     import keras
 
-    from dgnet_keras.layers.blocks import GroupedConv2D
+    from dgnet_keras.layers.conv import GroupedConv2D
 
     if contestant == "keras_groups":
         stock = keras.layers.Conv2D.convolution_op

@@ -39,7 +39,9 @@ def measure_engine():
     import numpy as np
     import tensorflow as tf
 
-    from train import configs, datasets, engine, input_pipeline, optimizers, strategies, task
+    from train import strategies
+    from train.classification import datasets, engine, input_pipeline, optimizers, task
+    from train.classification import recipes as configs
 
     recipe = dataclasses.replace(
         configs.get_recipe("cifar10_resnet20"),
@@ -145,7 +147,7 @@ def make_imagenet_like(coco_tar, folder):
 def images_per_second(recipe, data_dir, images, rounds=3):
     """Median over rounds of the training pipeline alone, after a first batch."""
     import dgnet_keras as dg
-    from train import datasets, input_pipeline
+    from train.classification import datasets, input_pipeline
 
     data = datasets.load_data(recipe, data_dir)
     preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
@@ -165,7 +167,8 @@ def waiting_share(recipe, data_dir, steps):
     """Share of the time of training steps that is spent waiting for the batch."""
     import tensorflow as tf
 
-    from train import datasets, engine, input_pipeline, optimizers, strategies, task
+    from train import strategies
+    from train.classification import datasets, engine, input_pipeline, optimizers, task
 
     data = datasets.load_data(recipe, data_dir)
     model = engine.create_model(recipe, len(data.class_names))
@@ -194,7 +197,7 @@ def waiting_share(recipe, data_dir, steps):
 
 def measure_input(cifar10, coco_tar):
     """Rows of the table: pipeline, images/s, and the share of a training step spent waiting."""
-    from train.configs import get_recipe
+    from train.classification.recipes import get_recipe
 
     rows = []
     for options in ((), ("cache=true",)):

@@ -9,14 +9,15 @@ if sys.argv[:1] == ["-m"]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from dgnet_keras import connectivity, layers, optimizers
+from dgnet_keras.adjacency import adjacency, with_adjacency
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
-from dgnet_keras.backbones.base import Backbone, adjacency, with_adjacency
+from dgnet_keras.backbones.base import Backbone
 from dgnet_keras.callbacks import ConnectivityMonitor, RouterHealthWarning
 from dgnet_keras.classifier import Classifier, create, list_variants
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
-from dgnet_keras.export import export_saved_model
 from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.serving.export import export_saved_model
 from dgnet_keras.version import __version__
 
 __all__ = [

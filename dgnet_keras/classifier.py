@@ -9,7 +9,8 @@ from typing import Any, Self, overload
 import keras
 
 from dgnet_keras.backbones import FAMILIES
-from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, closest, construction_scope
+from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, construction_scope
+from dgnet_keras.checks import closest
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.gate import Gate
 from dgnet_keras.layers.wiring import Init

@@ -15,7 +15,7 @@ import dgnet_keras as dg
 from benchmarks import speed_markdown
 from dgnet_keras.__main__ import parse_args
 from train import imagenet
-from train.configs import RECIPES, Recipe
+from train.classification.recipes import RECIPES, Recipe
 
 TRAINING = pathlib.Path(__file__).parents[1] / "docs" / "training.md"
 SCRIPTS = re.findall(r"```bash\n(.*?)```", TRAINING.read_text(), re.DOTALL)

@@ -13,9 +13,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from train.coco_configs import RECIPES
+from train.classification.recipes import get_recipe
 from train.command_line import add_run_flags, ending_clearly, make_parser
-from train.configs import get_recipe
+from train.detection.recipes import RECIPES
 
 NAME = "train.coco"
 
@@ -61,7 +61,7 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"{NAME}: {error}")
     with ending_clearly(NAME, args.workdir, extras="train,detection"):
-        from train import coco_runner
+        from train.detection import run as coco_runner
 
         coco_runner.train(
             recipe,

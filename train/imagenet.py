@@ -13,8 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import add_run_flags, ending_clearly, make_parser
-from train.configs import RECIPES, get_recipe
 
 NAME = "train.imagenet"
 
@@ -50,7 +50,7 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"{NAME}: {error}")
     with ending_clearly(NAME, args.workdir):
-        from train import runner
+        from train.classification import run as runner
 
         runner.train(
             recipe,

@@ -8,8 +8,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import make_parser
-from train.configs import RECIPES, get_recipe
 
 
 def draw(recipe, data, path, *, rows=4, columns=8):
@@ -27,7 +27,7 @@ def draw(recipe, data, path, *, rows=4, columns=8):
     from matplotlib.figure import Figure
 
     import dgnet_keras as dg
-    from train import input_pipeline
+    from train.classification import input_pipeline
 
     preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
     count = min(rows * columns, len(data.train))
@@ -73,7 +73,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         recipe = get_recipe(args.config, args.overrides)
-        from train import datasets
+        from train.classification import datasets
 
         draw(recipe, datasets.load_data(recipe, args.data_dir), args.output)
     except (ValueError, OSError) as error:

@@ -9,7 +9,7 @@ import warnings
 
 import tensorflow as tf
 
-from dgnet_keras.layers.gate import check_choice
+from dgnet_keras.checks import check_choice
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 

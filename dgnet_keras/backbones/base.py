@@ -2,18 +2,15 @@
 
 import contextlib
 import dataclasses
-import difflib
 import random
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import keras
-import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
-from dgnet_keras.layers.blocks import check_positive
+from dgnet_keras.checks import check_input_shape, check_positive, closest
 from dgnet_keras.layers.gate import Gate
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.wiring import Init
@@ -31,30 +28,6 @@ RESNET_TIMM_NAMES = types.MappingProxyType(
         "logits": "fc",
     }
 )
-
-
-def closest(name: object, names: Iterable[object]) -> str:
-    """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string.
-
-    Names that begin with `name` come first.
-    """
-    text, known = str(name), [str(n) for n in names]
-    longer = [n for n in known if text and n.startswith(text)]
-    close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-    matches = list(dict.fromkeys([*longer, *close]))[:3]
-    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
-
-
-def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-    """Returns (height or None, width or None, channels); raises `ValueError` if it is not that."""
-    shape = tuple(input_shape)
-    sizes_ok = len(shape) == 3 and all(s is None or (int(s) == s and s > 0) for s in shape)
-    if not sizes_ok or shape[2] is None:
-        raise ValueError(
-            "`input_shape` must be (height, width, channels); height and width may be None. "
-            f"Received: input_shape={input_shape!r}"
-        )
-    return shape
 
 
 class Spec:
@@ -305,129 +278,3 @@ class Backbone(GraphModel):
         backbone = cls(**config)
         backbone.freeze_layers(frozen)
         return backbone
-
-
-def adjacency(
-    model: keras.Model, images: ArrayLike, *, batch_size: int = 32
-) -> dict[str, np.ndarray]:
-    """The connectivity that each image takes: weights of its open edges.
-
-    Args:
-        model: a backbone or a classifier of this package.
-        images: what the model takes (preprocessed), (batch, height, width, channels).
-        batch_size: images computed at a time.
-
-    Returns:
-        Dict of stage (or graph) name to a float32 array (batch, N + 1, N + 1); entry [b, j, i] is
-        the weight of the edge from node j to node i for image b, 0 where it is closed. Empty for
-        a model without edges.
-
-    Raises:
-        ValueError: if the model has no `adjacency_outputs`, or the images do not fit it.
-    """
-    connectivity = connectivity_model(model)
-    if connectivity is None:
-        return {}
-    if np.ndim(images) != 4 or np.shape(images)[0] == 0:
-        raise ValueError(
-            "`images` must be an array (batch, height, width, channels) of at least 1. "
-            f"Received: shape {np.shape(images)}, {type(images).__name__}"
-        )
-    found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
-    return {name: found[name] for name in model.adjacency_outputs}
-
-
-def connectivity_model(model: keras.Model) -> keras.Model | None:
-    """The part of a model that gives adjacency, a `keras.Model` of images to a dict of arrays.
-
-    None for a model without edges; `ValueError` for one that is not of this package.
-    """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if outputs is None:
-        raise ValueError(f"`model` must be a backbone or classifier of dgnet_keras. Got: {model}")
-    return keras.Model(model.input, dict(outputs)) if outputs else None
-
-
-def with_adjacency(model: keras.Model) -> keras.Model:
-    """The same network, layers shared, with its connectivity as an input: what if ...?
-
-    Example: what a classifier answers if every image takes the mean of the edge weights.
-
-        found = dg.adjacency(model, images)
-        mean = {k: np.broadcast_to(v.mean(axis=0), v.shape) for k, v in found.items()}
-        logits = dg.with_adjacency(model).predict({"images": images, **mean})
-
-    Args:
-        model: a backbone or a classifier of this package.
-
-    Returns:
-        A `keras.Model` of a dict: `images`, as the model takes them, and for each key of
-        `model.adjacency_outputs` the adjacency to use, float32 (batch, N + 1, N + 1), entry
-        [b, j, i] the weight of the edge j -> i; only entries above the diagonal are read. Its
-        output is the model's.
-
-    Raises:
-        ValueError: if the model has no edges.
-    """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if not outputs:
-        raise ValueError(
-            "`model` must be a backbone or classifier of dgnet_keras with at least one edge. "
-            f"Received: {model}"
-        )
-    return _GivenConnectivity(model, name=f"{model.name}_with_adjacency")
-
-
-class _GivenConnectivity(keras.Model):
-    """See `with_adjacency`."""
-
-    def __init__(self, model: keras.Model, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.steps = _steps(model)
-
-    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
-        x = inputs["images"]
-        for layer in self.steps:
-            if not isinstance(layer, GraphStage):
-                x = layer(x, training=training)
-                continue
-            given = {g.key: inputs[g.key] for g in layer.graphs if g.key in inputs}
-            adjacency = given if layer.graphs else None
-            x = layer(x, adjacency=adjacency, training=training)["features"]
-        return x
-
-
-def _steps(model):
-    """The layers of a model in order, each of which takes what the one before gives."""
-    return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-
-
-def adjacency_at(
-    model: keras.Model, images: tf.Tensor, threshold: float | tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """The connectivity that images would take if every gate had another threshold.
-
-    It equals the adjacency of a model of the same weights that was created with that threshold;
-    learned thresholds are replaced too. The `chain`, `random` and `complete` wirings have no
-    gates: theirs does not change.
-
-    Args:
-        model: a backbone or a classifier of this package.
-        images: what the model takes (preprocessed), a tensor (batch, height, width, channels).
-        threshold: in units of edge weight; a scalar, or (batch, 1) for one an image.
-
-    Returns:
-        Dict of stage (or graph) name to a float32 tensor (batch, N + 1, N + 1), as `adjacency`.
-    """
-    found: dict[str, tf.Tensor] = {}
-    x = images
-    for layer in _steps(model):
-        if len(found) == len(model.adjacency_outputs):
-            break  # what follows the last edges does not change them
-        if isinstance(layer, GraphStage):
-            outputs = layer(x, threshold=threshold, training=False)
-            x = outputs["features"]
-            found.update(outputs["adjacency"])
-        else:
-            x = layer(x, training=False)
-    return found

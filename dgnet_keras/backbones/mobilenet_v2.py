@@ -5,7 +5,9 @@ import dataclasses
 import keras
 
 from dgnet_keras.backbones.base import Backbone, Spec, check_stages
-from dgnet_keras.layers.blocks import ConvNormAct, InvertedResidualBlock, check_positive
+from dgnet_keras.checks import check_positive
+from dgnet_keras.layers.blocks import InvertedResidualBlock
+from dgnet_keras.layers.conv import ConvNormAct
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,9 @@ import math
 import keras
 
 from dgnet_keras.backbones.base import Backbone, Spec, check_stages
-from dgnet_keras.layers.blocks import BottleneckBlock, ConvNormAct, check_divides, check_positive
+from dgnet_keras.checks import check_divides, check_positive
+from dgnet_keras.layers.blocks import BottleneckBlock
+from dgnet_keras.layers.conv import ConvNormAct
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,9 @@ from typing import Literal
 import keras
 
 from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, Spec, check_stages
-from dgnet_keras.layers.blocks import (
-    BasicBlock,
-    BottleneckBlock,
-    ConvNormAct,
-    check_positive,
-    imagenet_stem,
-)
-from dgnet_keras.layers.gate import check_choice
+from dgnet_keras.checks import check_choice, check_positive
+from dgnet_keras.layers.blocks import BasicBlock, BottleneckBlock, imagenet_stem
+from dgnet_keras.layers.conv import ConvNormAct
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import dataclasses
 import keras
 
 from dgnet_keras.backbones.base import RESNET_TIMM_NAMES, Backbone, Spec, check_stages
-from dgnet_keras.layers.blocks import BottleneckBlock, check_positive, imagenet_stem
+from dgnet_keras.checks import check_positive
+from dgnet_keras.layers.blocks import BottleneckBlock, imagenet_stem
 
 
 @dataclasses.dataclass(frozen=True)

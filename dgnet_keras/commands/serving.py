@@ -107,7 +107,7 @@ def _label(text):
 
 def export_command(args):
     """Exports a model, and prints where."""
-    from dgnet_keras.export import training_record, write_saved_model
+    from dgnet_keras.serving.export import training_record, write_saved_model
 
     model = load_model(args.model)
     config, results = run_record(args.model)
@@ -131,7 +131,7 @@ def export_command(args):
 
 def serve_config_command(args):
     """Writes the files, and prints their names."""
-    from dgnet_keras.serving_config import write_serving_config
+    from dgnet_keras.serving.config import write_serving_config
 
     name = args.name or pathlib.Path(args.directory).resolve().name
     if len(dict(args.labels)) < len(args.labels):
@@ -232,7 +232,7 @@ def _served_content(path, channels):
     import tensorflow as tf
     from PIL import Image
 
-    from dgnet_keras.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
+    from dgnet_keras.serving.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
 
     content = sys.stdin.buffer.read() if path is None else path.read_bytes()
     if not content.startswith((JPEG_HEADER, PNG_HEADER)):
@@ -270,7 +270,7 @@ def open_classifier(path):
         FileNotFoundError: if there is no model.
         ValueError: if it cannot be read, or is no classifier.
     """
-    from dgnet_keras.serving_config import found_versions
+    from dgnet_keras.serving.config import found_versions
 
     path = pathlib.Path(path)
     if path.is_dir() and not (path / "model.keras").exists():

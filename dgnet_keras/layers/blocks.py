@@ -5,187 +5,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dgnet_keras.layers.devices import cpu_takes_grouped_kernels, has_accelerator
-from dgnet_keras.layers.normalization import BatchNormalization
-from dgnet_keras.layers.rebuild import convolve
+from dgnet_keras.checks import check_positive
+from dgnet_keras.layers.conv import Composite, ConvNormAct, GroupedConv2D
+
+__all__ = [
+    "BasicBlock",
+    "BottleneckBlock",
+    "ConvNormAct",
+    "GroupedConv2D",
+    "InvertedResidualBlock",
+    "ResidualBlock",
+    "SqueezeExcite",
+    "check_positive",
+    "imagenet_stem",
+]
 
 
-def symmetric_padding(kernel_size: int) -> int:
-    """Zero padding in pixels on each side, as PyTorch and timm pad: independent of image size."""
-    return kernel_size // 2
-
-
-def check_positive(**values: object) -> None:
-    """Raises `ValueError` unless every named value is an int of at least 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
-
-
-def check_divides(divisor_name: str, divisor: int, **values: int) -> None:
-    """Raises `ValueError` unless `divisor` divides every named value."""
-    for name, value in values.items():
-        if value % divisor:
-            raise ValueError(
-                f"`{divisor_name}` must divide `{name}`. Received: {divisor_name}={divisor}, "
-                f"{name}={value}"
-            )
-
-
-@keras.saving.register_keras_serializable(package="dgnet_keras")
-class GroupedConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` whose groups do not go through XLA on a CPU.
-
-    Keras compiles a grouped convolution with XLA, which is slow on a CPU (`python -m
-    benchmarks.grouped_conv`) and would be frozen into a SavedModel. Here a depthwise one
-    (groups = channels) runs as `tf.nn.depthwise_conv2d`, any other as `tf.nn.conv2d` with a grouped
-    kernel, or, where the kernel is missing (a CPU without oneDNN), group by group.
-
-    Arguments, weights and errors are those of `keras.layers.Conv2D`.
-    """
-
-    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Convolves (batch, height, width, channels) with (kh, kw, channels / groups, filters)."""
-        return convolve(self._convolve, inputs, kernel)
-
-    def _convolve(self, inputs, kernel):
-        if self.groups == 1 or self.data_format != "channels_last":
-            return super().convolution_op(inputs, kernel)
-        options = {"padding": self.padding.upper(), "dilations": list(self.dilation_rate)}
-        depthwise = self.groups == inputs.shape[-1] and len(set(self.strides)) == 1
-        if depthwise and (self.strides[0] == 1 or max(self.dilation_rate) == 1):
-            shape = (*self.kernel_size, self.groups, self.filters // self.groups)
-            return tf.nn.depthwise_conv2d(
-                inputs, tf.reshape(kernel, shape), (1, *self.strides, 1), **options
-            )
-        if has_accelerator() or cpu_takes_grouped_kernels(inputs.dtype):
-            return tf.nn.conv2d(inputs, kernel, self.strides, **options)
-        parts = zip(
-            tf.split(inputs, self.groups, axis=-1),
-            tf.split(kernel, self.groups, axis=-1),
-            strict=True,
-        )
-        # `tf.nn.convolution` has a gradient for dilated kernels on such a CPU, `tf.nn.conv2d` not.
-        return tf.concat(
-            [tf.nn.convolution(x, k, self.strides, **options) for x, k in parts], axis=-1
-        )
-
-
-class _Composite(keras.layers.Layer):
-    """A layer made of named sub-layers that run one after the other in `call`.
-
-    A subclass makes its sub-layers in the constructor with `self._layer(cls, name, ...)`, which
-    gives them this layer's dtype policy.
-    """
-
-    def _layer(self, cls, name, *args, **kwargs):
-        return cls(*args, name=name, dtype=self.dtype_policy, **kwargs)
-
-
-@keras.saving.register_keras_serializable(package="dgnet_keras")
-class ConvNormAct(_Composite):
-    """kxk convolution (grouped) without bias, batch normalisation, activation.
-
-    Padding is symmetric (kernel_size // 2 on each side, as in timm) at every stride, so that
-    published weights give the same numbers at any image size.
-
-    Args:
-        filters: number of output channels.
-        kernel_size: odd int, in pixels.
-        strides: int.
-        groups: int that divides the input's channels and `filters`; equal to both, the
-            convolution is depthwise.
-        activation: Keras activation name, or None.
-        momentum: of the moving statistics.
-        epsilon: of the normalisation.
-
-    Call arguments:
-        inputs: (batch, height, width, channels).
-
-    Returns:
-        (batch, ceil(height / strides), ceil(width / strides), filters).
-
-    Raises:
-        ValueError: if a size is not a positive integer.
-    """
-
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: int,
-        *,
-        strides: int = 1,
-        groups: int = 1,
-        activation: str | None = "relu",
-        momentum: float = 0.9,
-        epsilon: float = 1e-5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_positive(filters=filters, kernel_size=kernel_size, strides=strides, groups=groups)
-        check_divides("groups", groups, filters=filters)
-        self.filters = filters
-        self.kernel_size = kernel_size
-        self.strides = strides
-        self.groups = groups
-        self.activation = activation
-        self.momentum = momentum
-        self.epsilon = epsilon
-        pad = symmetric_padding(kernel_size)
-        # With stride 1, TensorFlow's "same" is the symmetric padding, and needs no extra copy.
-        needs_pad = strides > 1 and pad > 0
-        self.pad = self._layer(keras.layers.ZeroPadding2D, "pad", pad) if needs_pad else None
-        self.conv = self._layer(
-            GroupedConv2D,
-            "conv",
-            filters,
-            kernel_size,
-            strides=strides,
-            padding="valid" if needs_pad else "same",
-            groups=groups,
-            use_bias=False,
-            # He's normal initialisation over fan-out, of which each group has its share.
-            kernel_initializer=keras.initializers.VarianceScaling(
-                2.0 * groups, "fan_out", "normal"
-            ),
-        )
-        self.norm = self._layer(BatchNormalization, "norm", momentum=momentum, epsilon=epsilon)
-        self.act = self._layer(keras.layers.Activation, "act", activation) if activation else None
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates the kernel and the normalisation's variables."""
-        if self.pad is not None:
-            input_shape = self.pad.compute_output_shape(input_shape)
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Convolves, normalises, activates."""
-        x = inputs if self.pad is None else self.pad(inputs)
-        x = self.norm(self.conv(x))
-        return x if self.act is None else self.act(x)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """(batch, ceil(height / strides), ceil(width / strides), filters)."""
-        if self.pad is not None:
-            input_shape = self.pad.compute_output_shape(input_shape)
-        return self.conv.compute_output_shape(input_shape)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "groups": self.groups,
-            "activation": self.activation,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }
-
-
-class SqueezeExcite(_Composite):
+class SqueezeExcite(Composite):
     """Global average pooling, dense, ReLU, dense, sigmoid, times the input (arXiv 1709.01507).
 
     Args:
@@ -229,7 +65,7 @@ class SqueezeExcite(_Composite):
         return {**super().get_config(), "channels": self.channels, "reduced": self.reduced}
 
 
-class ResidualBlock(_Composite):
+class ResidualBlock(Composite):
     """Layers one after the other, and a shortcut around them; base of the blocks below.
 
     A subclass fills `self.steps` with its layers, the last convolution being a `ConvNormAct`.

@@ -2,11 +2,12 @@
 
 import math
 import numbers
-from collections.abc import Collection
 from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
+
+from dgnet_keras.checks import check_choice
 
 Gate = Literal["straight_through", "masked", "surrogate"]
 GATES: tuple[Gate, ...] = get_args(Gate)
@@ -15,12 +16,6 @@ GATES: tuple[Gate, ...] = get_args(Gate)
 def gate_dtype(compute_dtype: str | tf.DType) -> str:
     """The dtype of edge weights: float32 under every policy, wider only under a float64 policy."""
     return "float64" if keras.backend.standardize_dtype(compute_dtype) == "float64" else "float32"
-
-
-def check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Raises `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")
 
 
 def check_threshold(threshold: float, edge_scale: float) -> None:

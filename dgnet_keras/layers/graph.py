@@ -9,20 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.checks import check_choice
 from dgnet_keras.layers.aggregation import Features, ForwardFeatures
-from dgnet_keras.layers.gate import (
-    Gate,
-    ThresholdGate,
-    check_choice,
-    check_threshold,
-    gate_dtype,
-)
+from dgnet_keras.layers.edges import FixedEdges, RoutedEdges
+from dgnet_keras.layers.gate import Gate, ThresholdGate, check_threshold, gate_dtype
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
 from dgnet_keras.layers.wiring import (
     ROUTED,
-    FixedEdges,
     Init,
-    RoutedEdges,
     default_edge_scale,
     fixed_adjacency,
     initial_edge_biases,

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from benchmarks import ablation, accuracy, accuracy_table, headroom
-from train import datasets
-from train.configs import get_recipe
+from train.classification import datasets
+from train.classification.recipes import get_recipe
 
 KEYS = {
     *("dataset", "split", "model", "wiring", "seed", "epochs", "overrides", "recipe_hash"),

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import measure, speed, speed_aggregation, speed_networks, speed_plots
-from dgnet_keras.layers.blocks import GroupedConv2D
+from dgnet_keras.layers.conv import GroupedConv2D
 
 ENVIRONMENT = {
     "commit": "abc",

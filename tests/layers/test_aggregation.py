@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from dgnet_keras.layers import GraphStage, aggregation, graph
 from dgnet_keras.layers.aggregation import aggregate
-from dgnet_keras.layers.blocks import BottleneckBlock, ConvNormAct
+from dgnet_keras.layers.blocks import BottleneckBlock
+from dgnet_keras.layers.conv import ConvNormAct
 from dgnet_keras.layers.devices import cpu_takes_grouped_kernels
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.rebuild import convolve, mark_rebuildable

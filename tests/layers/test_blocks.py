@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgnet_keras.layers import blocks
+from dgnet_keras.layers import conv
 from dgnet_keras.layers.blocks import (
     BasicBlock,
     BottleneckBlock,
-    ConvNormAct,
-    GroupedConv2D,
     InvertedResidualBlock,
     SqueezeExcite,
 )
+from dgnet_keras.layers.conv import ConvNormAct, GroupedConv2D
 
 BLOCKS = {
     "basic": lambda: BasicBlock(6, strides=2),
@@ -65,7 +64,8 @@ def test_grouped_convolution_equals_keras_forward_and_backward(groups, options, 
 def test_grouped_convolution_works_without_onednn():
     code = """
 import numpy as np, tensorflow as tf
-from dgnet_keras.layers.blocks import GroupedConv2D, cpu_takes_grouped_kernels
+from dgnet_keras.layers.conv import GroupedConv2D
+from dgnet_keras.layers.conv import cpu_takes_grouped_kernels
 assert not cpu_takes_grouped_kernels("float32")
 layer, x = GroupedConv2D(8, 3, groups=2, padding="same"), tf.random.normal((2, 5, 5, 4))
 with tf.GradientTape() as tape:
@@ -87,7 +87,7 @@ assert gradient.shape == (3, 3, 2, 8)
 def test_where_the_kernel_is_missing_groups_are_convolved_one_by_one(rng, monkeypatch):
     x, layer = images(rng), GroupedConv2D(12, 3, groups=3, padding="same")
     expected = layer(x)
-    monkeypatch.setattr(blocks, "cpu_takes_grouped_kernels", lambda dtype: False)
+    monkeypatch.setattr(conv, "cpu_takes_grouped_kernels", lambda dtype: False)
     graph = tf.function(lambda x: layer(x)).get_concrete_function(x).graph
     assert len([op for op in graph.get_operations() if op.type == "Conv2D"]) == 3
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from train import checkpoints, datasets, engine, runner, strategies
-from train.configs import get_recipe
+from train import checkpoints, strategies
+from train.classification import datasets, engine
+from train.classification import run as runner
+from train.classification.recipes import get_recipe
 from train.imagenet import main
 
 TINY = [

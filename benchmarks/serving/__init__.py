@@ -1,0 +1,1 @@
+"""Serving measured, and the stand-in for TensorFlow Serving that tests ask."""

@@ -1,0 +1,51 @@
+"""Checks of arguments, and the words of their errors: what was expected, what was received."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+
+
+def closest(name: object, names: Iterable[object]) -> str:
+    """`" Did you mean 'a' or 'b'?"` for the names closest to `name`, or an empty string.
+
+    Names that begin with `name` come first.
+    """
+    text, known = str(name), [str(n) for n in names]
+    longer = [n for n in known if text and n.startswith(text)]
+    close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    matches = list(dict.fromkeys([*longer, *close]))[:3]
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}. Received: {name}={value!r}")
+
+
+def check_positive(**values: object) -> None:
+    """Raises `ValueError` unless every named value is an int of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
+
+
+def check_divides(divisor_name: str, divisor: int, **values: int) -> None:
+    """Raises `ValueError` unless `divisor` divides every named value."""
+    for name, value in values.items():
+        if value % divisor:
+            raise ValueError(
+                f"`{divisor_name}` must divide `{name}`. Received: {divisor_name}={divisor}, "
+                f"{name}={value}"
+            )
+
+
+def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Returns (height or None, width or None, channels); raises `ValueError` if it is not that."""
+    shape = tuple(input_shape)
+    sizes_ok = len(shape) == 3 and all(s is None or (int(s) == s and s > 0) for s in shape)
+    if not sizes_ok or shape[2] is None:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels); height and width may be None. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    return shape

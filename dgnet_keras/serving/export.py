@@ -1,0 +1,285 @@
+"""Export to a TensorFlow SavedModel that TensorFlow Serving takes as it is."""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dgnet_keras.complexity import count_macs
+from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.serving.signatures import MAX_PIXELS, ServingModule
+from dgnet_keras.version import __version__
+
+LABELS = "labels.txt"
+CARD = "model_card.json"
+WARMUP = "assets.extra/tf_serving_warmup_requests"
+
+
+def export_saved_model(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    version: int = 1,
+    labels: Sequence[str] | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> pathlib.Path:
+    """Writes `directory/<version>/`, a SavedModel that takes raw images.
+
+    Images of any size are resized, cropped and normalised inside the graph by
+    `model.preprocessing`. Signatures, B images at a time:
+
+    - `serving_default(images: uint8 (B, height, width, channels))` and
+      `predict_float(images: float32, 0 to 255)`: `logits` and `probabilities`, float32
+      (B, num_classes); `classes`, int64 (B,), the most probable; `top_labels`, string
+      (B, min(5, num_classes)), most probable first;
+    - `predict_jpeg(image_bytes: string (B,))`: the same, from JPEG or PNG files of any sizes;
+    - `connectivity(images: uint8)`: one float32 (B, N + 1, N + 1) a stage with edges, and `macs`,
+      int64 (B,), see `count_macs`;
+    - `connectivity_at(images: uint8, threshold: float32, () or (B,))`: the same with another
+      threshold, for models with edges;
+    - `features(images: uint8)`: `features`, the backbone's final feature map.
+
+    A request that does not fit fails with INVALID_ARGUMENT and says why: another rank, no image,
+    bytes that are no JPEG or PNG, pixels that are no numbers, more than 2^26 pixels in an image.
+
+    Beside the SavedModel stand `assets/labels.txt` (a label a line), `model_card.json` (variant,
+    wiring, threshold, preprocessing, signatures) and, if tensorflow-serving-api is installed,
+    `assets.extra/tf_serving_warmup_requests`, which a server runs before it takes requests.
+
+    Args:
+        model: a `Classifier`.
+        directory: the model's folder; versions are its sub-folders.
+        version: positive int. The folder of the version appears whole or not at all.
+        labels: names of the classes, in order; None means "0", "1", ...
+        image_size: (height, width) or an int, in pixels, that the model computes at; None means
+            `model.preprocessing.image_size`.
+
+    Returns:
+        `pathlib.Path` of the version's folder.
+
+    Raises:
+        FileExistsError: if the version exists.
+        ValueError: if the model is not a classifier, or labels, version or image size do not fit.
+    """
+    return write_saved_model(
+        model, directory, version=version, labels=labels, image_size=image_size
+    )
+
+
+def write_saved_model(
+    model: keras.Model,
+    directory: str | os.PathLike[str],
+    *,
+    version: int,
+    labels: Sequence[str] | None = None,
+    image_size: int | Sequence[int] | None = None,
+    training: dict[str, Any] | None = None,
+) -> pathlib.Path:
+    """As `export_saved_model`, with what is known of the training in the model card.
+
+    Args:
+        model: as there, like all arguments but the last.
+        directory: as there.
+        version: as there.
+        labels: as there.
+        image_size: as there.
+        training: see `training_record`; None where nothing is known.
+    """
+    preprocessing = _check(model, version, labels, image_size)
+    labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
+    broken = [label for label in labels if label.splitlines() != [label]]
+    if broken:
+        raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
+    target = pathlib.Path(directory) / str(version)
+    with atomic_directory(target) as scratch:
+        module = ServingModule(model, preprocessing, labels)
+        signatures = module.signatures()
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / LABELS
+            file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+            module.labels_file = tf.saved_model.Asset(str(file))
+            tf.saved_model.save(
+                module,
+                str(scratch),
+                signatures=signatures,
+                options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
+            )
+        _write_warmup(scratch / WARMUP, signatures, preprocessing, target.parent.name)
+        card = model_card(model, preprocessing, signatures, training)
+        (scratch / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    return target
+
+
+def training_record(config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model card says of the training.
+
+    Args:
+        config: the content of a run's `config.json`: its recipe and data.
+        results: the content of its `results.json`, or the part that is known.
+
+    Returns:
+        Dict: `recipe`, `data`, `metrics`.
+    """
+    recipe = {k: v for k, v in config.items() if k != "data"}
+    data = {k: v for k, v in config.get("data", {}).items() if k != "class_names"}
+    return {"recipe": recipe, "data": data, "metrics": results}
+
+
+def model_card(
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    signatures: Mapping[str, tf.types.experimental.PolymorphicFunction],
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A description of an exported model, JSON-compatible.
+
+    Args:
+        model: a `Classifier`.
+        preprocessing: the `Preprocessing` of the export.
+        signatures: dict of name to the `tf.function` of each signature.
+        training: see `training_record`.
+    """
+    options = model.backbone.get_config()
+    graph = ("wiring", "threshold", "init", "gate", "learn_threshold", "max_nodes", "seed")
+    counted = count_macs(model, image_size=preprocessing.image_size)
+    thresholds = {
+        layer.path: float(layer.current_threshold())
+        for layer in model._flatten_layers()
+        if getattr(layer, "learn_threshold", False) and hasattr(layer, "current_threshold")
+    }
+    return {
+        "model": {
+            "variant": model.backbone.name,
+            "family": model.backbone.family,
+            "spec": options["spec"],
+            **{name: options[name] for name in graph},
+            "edge_scale": model.backbone.stages[0].edge_scale,
+            "learned_thresholds": thresholds,
+            "num_classes": model.num_classes,
+            "parameters": counted["parameters"],
+            "macs": counted["macs"],
+        },
+        "preprocessing": preprocessing.to_config(),
+        "labels": f"assets/{LABELS}",
+        "signatures": {
+            name: [{"name": s.name, "dtype": s.dtype.name, "shape": _shape(s)} for s in specs]
+            for name, function in signatures.items()
+            for specs in [function.input_signature]
+        },
+        "max_pixels_of_an_image": MAX_PIXELS,
+        "training": training,
+        "made_with": {
+            "dgnet_keras": __version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
+        "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _shape(spec):
+    return None if spec.shape.rank is None else spec.shape.as_list()
+
+
+def _write_warmup(path, signatures, preprocessing, model_name):
+    """Writes a request to each signature, as TensorFlow Serving replays them after loading."""
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError:
+        warnings.warn(
+            "The export has no warm-up requests, so a server's first answers will be slow: they "
+            "need tensorflow-serving-api (the extra `serving`).",
+            stacklevel=4,
+        )
+        return
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for name, function in signatures.items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = name
+            for spec in function.input_signature:
+                value = _warmup_value(spec, preprocessing.image_size)
+                request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value, spec.dtype))
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(log.SerializeToString())
+
+
+def _warmup_value(spec, image_size):
+    """One image, as pixels or encoded, or a threshold for it: a batching server takes no scalar."""
+    if spec.name == "threshold":
+        return [0.0]
+    if spec.dtype == tf.string:
+        return [tf.io.encode_jpeg(np.zeros((*image_size, 1), "uint8")).numpy()]
+    return np.zeros((1, *image_size, spec.shape[-1]))
+
+
+def _check(model, version, labels, image_size):
+    """Returns the preprocessing to export with."""
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"`model` must be a classifier of dgnet_keras. Received: {model}")
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
+        raise ValueError(f"`version` must be a positive integer of 64 bits. Received: {version!r}")
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"`labels` must be a list of strings. Received: {labels!r}")
+    if labels is not None and len(labels) != model.num_classes:
+        raise ValueError(
+            f"`labels` must name the model's {model.num_classes} classes. Received: "
+            f"{len(labels)} labels"
+        )
+    preprocessing = model.preprocessing
+    if image_size is not None:
+        config = {**preprocessing.to_config(), "image_size": image_size}
+        preprocessing = type(preprocessing)(**config)
+    if np.prod(preprocessing.image_size, dtype=float) > MAX_PIXELS:
+        raise ValueError(
+            f"`image_size` must have at most {MAX_PIXELS} pixels. "
+            f"Received: {preprocessing.image_size}"
+        )
+    expected = model.input_shape[1:3]
+    if any(e not in (None, s) for e, s in zip(expected, preprocessing.image_size, strict=True)):
+        raise ValueError(
+            f"`image_size` must fit the model's input, {expected} (height, width). "
+            f"Received: {preprocessing.image_size}. Create the model with "
+            "`input_shape=(None, None, channels)` to export it at any size."
+        )
+    return preprocessing
+
+
+@contextlib.contextmanager
+def atomic_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder that becomes `target` if the body succeeds, and is gone if not.
+
+    Its name is not a number, so that a server that watches the parent does not load it.
+
+    Raises:
+        FileExistsError: if `target` exists, or another process made it in the meantime.
+    """
+    taken = f"Version {target.name} exists: {target}. Choose another version."
+    if target.exists():
+        raise FileExistsError(taken)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        os.rename(scratch, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(taken) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

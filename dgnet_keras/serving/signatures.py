@@ -1,0 +1,250 @@
+"""The functions of an exported SavedModel: raw images in, answers out, bad input refused.
+
+Imports `backbones.base` and `complexity`; `export` writes it to files. What a request must be is
+checked in the graph, by operations that fail with INVALID_ARGUMENT and say what was received: a
+server has no Python.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from dgnet_keras.adjacency import adjacency_at
+from dgnet_keras.complexity import count_macs, instance_macs
+from dgnet_keras.preprocessing import Preprocessing
+
+TOP_LABELS = 5
+MAX_PIXELS = 2**26  # height times width of one image; it takes 0.8 GB as float32
+MAX_FLOAT = 1e4  # of a pixel given as float32: larger ones, NaN and infinity are mistakes
+
+PNG_HEADER = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER_BYTES = 33  # signature and image header, which every PNG begins with
+JPEG_HEADER = b"\xff\xd8\xff"
+
+
+class ServingModule(tf.Module):
+    """Functions and variables of a SavedModel; holds no Keras object when saved.
+
+    Args:
+        model: a `Classifier`.
+        preprocessing: the `Preprocessing` of the graph.
+        labels: list of strings, one a class.
+    """
+
+    def __init__(
+        self, model: keras.Model, preprocessing: Preprocessing, labels: Sequence[str]
+    ) -> None:
+        super().__init__()
+        outputs = {"logits": model.output, "features": model.backbone.output}
+        outputs["adjacency"] = dict(model.adjacency_outputs)
+        everything = keras.Model(model.input, outputs)
+        size = (*preprocessing.image_size, model.input_shape[-1])
+        self._model = model
+        self._counted = count_macs(model, image_size=preprocessing.image_size)
+        self._preprocessing = preprocessing
+        self._size = size
+        self._labels = tf.constant(labels)
+        # Traced once for all signatures, each of which is pruned to what it gives when loaded.
+        self._run = graph_function(
+            lambda images: everything(images, training=False),
+            [tf.TensorSpec((None, *size), tf.float32, "preprocessed")],
+        )
+        shape = (None, None, None, size[-1])
+        self.preprocess = graph_function(self._prepare, [tf.TensorSpec(shape, tf.uint8, "images")])
+        self.preprocess_float = graph_function(
+            self._prepare, [tf.TensorSpec(shape, tf.float32, "images")]
+        )
+        self.preprocess_jpeg = graph_function(
+            self._decode, [tf.TensorSpec((None,), tf.string, "image_bytes")]
+        )
+        self.weights = [variable.value for variable in model.variables]
+
+    def _trackable_children(self, *args, **kwargs):
+        children = super()._trackable_children(*args, **kwargs)
+        return {k: v for k, v in children.items() if k not in ("_model", "_counted")}
+
+    def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+        """The signature functions by name."""
+        (raw,), (floats,), (encoded,) = (
+            function.input_signature
+            for function in (self.preprocess, self.preprocess_float, self.preprocess_jpeg)
+        )
+        threshold = tf.TensorSpec(None, tf.float32, "threshold")  # scalar, or one an image
+
+        def predict(images):
+            return self._answer(self.preprocess(images))
+
+        def predict_float(images):
+            return self._answer(self.preprocess_float(images))
+
+        def predict_jpeg(image_bytes):
+            return self._answer(self.preprocess_jpeg(image_bytes))
+
+        specs: dict[str, tuple[Callable, list[tf.TensorSpec]]] = {
+            "serving_default": (predict, [raw]),
+            "predict_float": (predict_float, [floats]),
+            "predict_jpeg": (predict_jpeg, [encoded]),
+            "features": (self._features, [raw]),
+            "connectivity": (self._connectivity, [raw]),
+        }
+        if self._model.adjacency_outputs:
+            specs["connectivity_at"] = (self._connectivity_at, [raw, threshold])
+        return {name: graph_function(*spec) for name, spec in specs.items()}
+
+    def _features(self, images):
+        return {"features": self._run(self.preprocess(images))["features"]}
+
+    def _connectivity(self, images):
+        images = self.preprocess(images)
+        return self._with_macs(self._run(images)["adjacency"], images)
+
+    def _connectivity_at(self, images, threshold):
+        images = self.preprocess(images)
+        limit = self._model.backbone.stages[0].edge_scale
+        threshold = check_threshold_input(threshold, tf.shape(images)[0], limit)
+        return self._with_macs(adjacency_at(self._model, images, threshold[:, None]), images)
+
+    def _prepare(self, images):
+        return self._preprocessing.normalize(self._resize(check_images(images)))
+
+    def _resize(self, images):
+        # OpenVINO 2026.4 reads memory that was never written behind a branch: its first answer to
+        # images of the model's size was wrong.
+        return self._preprocessing.resize_and_crop(images, skip_if_fits=False)
+
+    def _decode(self, image_bytes):
+        """Encoded images to the model's input, float32 (batch, height, width, channels)."""
+
+        def decode(element):
+            index, encoded = element
+            encoded = check_encoded(index, encoded)
+            image = tf.io.decode_image(encoded, self._size[-1], expand_animations=False)
+            image.set_shape((None, None, self._size[-1]))
+            return self._resize(image)
+
+        image_bytes = tf.ensure_shape(image_bytes, (None,))
+        count = tf.size(image_bytes)
+        with tf.control_dependencies([_check(count > 0, "image_bytes holds no image")]):
+            elements = (tf.range(count), image_bytes)
+        decoded = tf.map_fn(decode, elements, fn_output_signature=tf.TensorSpec(self._size))
+        return self._preprocessing.normalize(decoded)
+
+    def _with_macs(self, adjacency, images):
+        count = tf.shape(images)[0]
+        macs = instance_macs(self._model, self._counted, adjacency, count)
+        return {**adjacency, "macs": macs}
+
+    def _answer(self, images):
+        logits = self._run(images)["logits"]
+        top = tf.math.top_k(logits, min(TOP_LABELS, logits.shape[-1])).indices
+        return {
+            "logits": logits,
+            "probabilities": tf.nn.softmax(logits),
+            "classes": tf.argmax(logits, axis=-1),
+            "top_labels": tf.gather(self._labels, top),
+        }
+
+
+def graph_function(
+    function: Callable[..., object], input_signature: Sequence[tf.TensorSpec]
+) -> tf.types.experimental.PolymorphicFunction:
+    """A `tf.function` without AutoGraph, which takes most of the time of an export."""
+    return tf.function(function, input_signature=input_signature, autograph=False)
+
+
+def check_images(images: tf.Tensor) -> tf.Tensor:
+    """Refuses what is not a batch of images: its shape, size, or pixels.
+
+    Args:
+        images: (batch, height, width, channels) uint8 or float32; the rank is checked when run.
+
+    Returns:
+        The images.
+    """
+    images = tf.ensure_shape(images, images.shape)
+    shape = tf.shape(images, tf.int64)
+    checks = [
+        _check(tf.reduce_all(shape > 0), "images has no pixels. Received: shape", shape),
+        _check_size(shape[1], shape[2], "images"),
+    ]
+    if images.dtype.is_floating:
+        is_number = tf.reduce_all(tf.abs(images) <= MAX_FLOAT)  # false for NaN
+        checks.append(
+            _check(
+                is_number,
+                "images must have pixels from 0 to 255. Received: NaN, infinity, or a pixel beyond",
+                MAX_FLOAT,
+            )
+        )
+    with tf.control_dependencies(checks):
+        return tf.identity(images)
+
+
+def check_encoded(index: int | tf.Tensor, encoded: bytes | tf.Tensor) -> tf.Tensor:
+    """Refuses what is not a JPEG or PNG file, or too large an image, before it is decoded.
+
+    Args:
+        index: of the image in the request, for the message.
+        encoded: scalar string.
+
+    Returns:
+        `encoded`.
+    """
+    length = tf.strings.length(encoded)
+    is_jpeg = tf.strings.substr(encoded, 0, len(JPEG_HEADER)) == JPEG_HEADER
+    is_png = tf.strings.substr(encoded, 0, len(PNG_HEADER)) == PNG_HEADER
+    is_png = tf.logical_and(is_png, length >= PNG_HEADER_BYTES)
+    known = _check(
+        tf.logical_or(is_jpeg, is_png),
+        "image_bytes must be whole JPEG or PNG files. Received: image",
+        *(index, "of", length, "bytes, which is neither"),
+    )
+
+    def png_size():
+        return tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+
+    def jpeg_size():
+        return tf.image.extract_jpeg_shape(encoded)[:2]
+
+    with tf.control_dependencies([known]):
+        size = tf.cast(tf.cond(is_jpeg, jpeg_size, png_size), tf.int64)
+    with tf.control_dependencies([_check_size(size[0], size[1], "image_bytes")]):
+        return tf.identity(encoded)
+
+
+def check_threshold_input(threshold: tf.Tensor, count: tf.Tensor, limit: float) -> tf.Tensor:
+    """Refuses a threshold outside [0, limit), or of another shape than () or (count,).
+
+    Returns:
+        float32 (count,): a threshold for each image.
+    """
+    values = tf.reshape(threshold, [-1])
+    fits = tf.logical_or(tf.size(values) == 1, tf.size(values) == count)
+    checks = [
+        _check(
+            tf.logical_and(tf.rank(threshold) <= 1, fits),
+            "threshold must be a scalar or have one value an image. Received: shape",
+            tf.shape(threshold),
+        ),
+        _check(
+            tf.reduce_all(tf.logical_and(values >= 0, values < limit)),
+            f"threshold must be in [0, edge_scale) = [0, {limit}). Received:",
+            values,
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        return tf.broadcast_to(values, [count])
+
+
+def _check_size(height, width, name):
+    within = tf.logical_and(tf.logical_and(height > 0, width > 0), height * width <= MAX_PIXELS)
+    return _check(
+        within,
+        f"{name}: an image may have at most {MAX_PIXELS} pixels. Received: height, width",
+        *(height, width),
+    )
+
+
+def _check(condition, *message):
+    return tf.debugging.Assert(condition, list(message), summarize=8)

@@ -1,0 +1,211 @@
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalog import create
+from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
+
+import dgnet_keras as dg
+from dgnet_keras.serving.export import atomic_directory, model_card
+
+pytestmark = pytest.mark.xdist_group("export")  # what its fixtures make is made once
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create("resnet_cifar_split", input_shape=(16, 16, 3))
+
+
+@pytest.fixture(scope="module")
+def export(model, tmp_path_factory):
+    return dg.export_saved_model(model, tmp_path_factory.mktemp("e"), labels=["a", "b", "c"])
+
+
+def encode(array, file_format):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def signatures(export):
+    return tf.saved_model.load(str(export)).signatures
+
+
+def test_answers_name_classes_probabilities_and_labels(signatures, rng):
+    raw = tf.constant(rng.integers(0, 256, (4, 16, 16, 3), "uint8"))
+    answer = signatures["serving_default"](raw)
+    assert set(answer) == {"logits", "probabilities", "classes", "top_labels"}
+    np.testing.assert_allclose(tf.reduce_sum(answer["probabilities"], axis=1), 1, rtol=1e-5)
+    for classes, labels in zip(
+        answer["classes"].numpy(), answer["top_labels"].numpy(), strict=True
+    ):
+        assert labels[0].decode() == "abc"[classes]
+        assert sorted(labels) == [b"a", b"b", b"c"]
+    floats = signatures["predict_float"](tf.cast(raw, tf.float32))
+    np.testing.assert_array_equal(floats["logits"], answer["logits"])
+
+
+def test_jpeg_and_png_of_unequal_sizes_in_one_request(signatures, model, rng):
+    arrays = [rng.integers(0, 256, (h, w, 3), "uint8") for h, w in ((16, 16), (40, 30), (9, 20))]
+    encoded = [encode(arrays[0], "PNG"), encode(arrays[1], "JPEG"), encode(arrays[2], "PNG")]
+    answer = signatures["predict_jpeg"](tf.constant(encoded))
+    for i in (0, 2):
+        expected = model(model.preprocessing(arrays[i][None]))
+        np.testing.assert_allclose(answer["logits"][i : i + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_saved_model_needs_no_keras(export, tmp_path, rng):
+    path = tmp_path / "image.png"
+    path.write_bytes(encode(rng.integers(0, 256, (20, 20, 3), "uint8"), "PNG"))
+    code = """
+import sys
+sys.modules["keras"] = sys.modules["tf_keras"] = None
+import tensorflow as tf
+predict = tf.saved_model.load(sys.argv[1]).signatures["predict_jpeg"]
+print(predict(tf.constant([open(sys.argv[2], "rb").read()]))["logits"].numpy().tolist())
+assert not [m for m in sys.modules if m.startswith(("keras.", "tf_keras."))]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, export, path], capture_output=True, text=True, check=True
+    )
+    signature = tf.saved_model.load(str(export)).signatures["predict_jpeg"]
+    expected = signature(tf.constant([path.read_bytes()]))["logits"].numpy().tolist()
+    np.testing.assert_allclose(eval(done.stdout), expected, rtol=1e-5)
+    assert "custom gradient" not in done.stderr
+
+
+def test_labels_are_text_whatever_they_were(model, tmp_path):
+    exported = dg.export_saved_model(model, tmp_path, labels=np.array([7, 8, 9]))
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    labels = served(tf.zeros((1, 16, 16, 3), tf.uint8))["top_labels"].numpy()
+    assert sorted(labels[0]) == [b"7", b"8", b"9"]
+
+
+def test_an_existing_version_is_refused_and_left_alone(model, export):
+    before = (export / "saved_model.pb").read_bytes()
+    with pytest.raises(FileExistsError, match="Version 1 exists"):
+        dg.export_saved_model(model, export.parent)
+    assert (export / "saved_model.pb").read_bytes() == before
+
+
+def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
+    def fail(module, path, **kwargs):
+        (tf.io.gfile.makedirs(path + "/variables"), open(path + "/saved_model.pb", "w").close())
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        dg.export_saved_model(model, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"version": 0}, "version.*0"),
+        ({"version": "1"}, "version.*'1'"),
+        ({"labels": ["a"]}, "3 classes.*1 labels"),
+        ({"labels": ["a", "b\nc", "d"]}, "one line each.*b"),
+        ({"labels": ["a\n", "b\n", "c\n"]}, "one line each.*a"),
+        ({"labels": "abc"}, "list of strings.*abc"),
+        ({"version": 2**63}, "64 bits"),
+        ({"image_size": (10**5, 10**5)}, "at most 67108864 pixels"),
+        ({"image_size": (20, 20)}, r"\(16, 16\).*\(20, 20\).*None, None"),
+    ],
+)
+def test_bad_arguments_are_named(model, tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        dg.export_saved_model(model, tmp_path, **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="must be a classifier"):
+        dg.export_saved_model(create("resnet_basic", num_classes=None), tmp_path)
+
+
+def test_labels_card_and_warmup_stand_beside_the_model(export, model):
+    assert (export / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    card = json.loads((export / "model_card.json").read_text())
+    assert card["model"]["variant"] == "resnet20_cifar"
+    assert card["model"]["wiring"] == "dynamic"
+    assert card["model"]["threshold"] == 0.1
+    assert card["model"]["macs"] == dg.count_macs(model)["macs"]
+    assert dg.Preprocessing(**card["preprocessing"]) == model.preprocessing
+    assert card["training"] is None
+    assert set(card["signatures"]) == set(tf.saved_model.load(str(export)).signatures)
+
+
+def test_every_signature_answers_its_warmup_request(export):
+    loaded = tf.saved_model.load(str(export)).signatures
+    path = str(export / "assets.extra" / "tf_serving_warmup_requests")
+    warmed = set()
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        # A server that batches requests takes no scalar.
+        assert {v.shape[0] for v in inputs.values()} == {1}
+        loaded[request.model_spec.signature_name](**inputs)
+        warmed.add(request.model_spec.signature_name)
+    assert warmed == set(loaded)
+
+
+def test_without_the_serving_api_the_export_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    tiny = create("resnet_cifar_chain", input_shape=(16, 16, 3))
+    with pytest.warns(UserWarning, match="no warm-up requests.*tensorflow-serving-api"):
+        exported = dg.export_saved_model(tiny, tmp_path)
+    assert not (exported / "assets.extra").exists()
+    assert (exported / "saved_model.pb").exists()
+
+
+def test_learned_thresholds_are_in_the_card():
+    model = create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3))
+    card = model_card(model, model.preprocessing, {})
+    found = card["model"]["learned_thresholds"]
+    assert len(found) == 2 + 3
+    np.testing.assert_allclose(list(found.values()), 0.3, rtol=1e-6)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from dgnet_keras.serving.export import atomic_directory
+
+with atomic_directory(pathlib.Path(sys.argv[1]) / "1") as scratch:
+    (scratch / "saved_model.pb").write_text("half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_export_leaves_no_version(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith(".1-"), "what was begun, under a name that no server loads"
+
+
+def test_two_exports_at_once_do_not_mix(tmp_path):
+    target = tmp_path / "1"
+    with atomic_directory(target) as first, atomic_directory(tmp_path / "2") as other:
+        (first / "saved_model.pb").write_text("first")
+        (other / "saved_model.pb").write_text("other")
+        with (
+            pytest.raises(FileExistsError, match="Version 1 exists"),
+            atomic_directory(target) as late,
+        ):
+            (late / "saved_model.pb").write_text("late")
+            target.mkdir()
+            (target / "saved_model.pb").write_text("winner")
+        assert (target / "saved_model.pb").read_text() == "winner"
+        (target / "saved_model.pb").unlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+    assert (target / "saved_model.pb").read_text() == "first"

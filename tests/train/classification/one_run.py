@@ -1,0 +1,63 @@
+"""A process of a distributed run, for test_distribute.py: trains, and saves what came of it.
+
+python one_run.py STRATEGY DEVICES WORKDIR KEY=VALUE ...
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np
+import tensorflow as tf
+
+TINY = (
+    "model_overrides.depths=[2,3]",
+    "model_overrides.widths=[8,16]",
+    "input_shape=[8,8,3]",
+    "batch_size=68",
+    "epochs=1",
+    "threshold=0.3",
+)
+
+
+def main(strategy_name, devices, workdir, *overrides):
+    if int(devices) > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices)
+        )
+    from train import strategies
+    from train.classification import datasets, engine
+    from train.classification import recipes as configs
+
+    recipe = configs.get_recipe("digits_resnet20", [*TINY, *overrides])
+    strategy = strategies.make_strategy(strategy_name)
+    engine.configure(recipe)
+    run = engine.Run(recipe, datasets.load_data(recipe), strategy)
+    folder = strategies.own_folder(pathlib.Path(workdir), strategy)
+    folder.mkdir(parents=True, exist_ok=True)
+    with engine.orbit_log(folder / "train.log"):
+        run.open(pathlib.Path(workdir))
+        rows = list(run.train_epochs())
+    if strategy_name == "one_device":
+        rows[-1]["near_threshold"] = near_threshold(run)
+    np.savez(folder / "weights.npz", **{v.path: v.numpy() for v in run.model.weights})
+    (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def near_threshold(run):
+    """Number of test images of which an open edge is within 1e-4 of the threshold."""
+    import dgnet_keras as dg
+
+    images = run.model.preprocessing(run.data.test.images)
+    near = np.zeros(len(images), bool)
+    for adjacency in dg.adjacency(run.model, images).values():
+        margin = adjacency - run.recipe.threshold
+        near |= ((adjacency > 0) & (margin < 1e-4)).any(axis=(1, 2))
+    return int(near.sum())
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,170 @@
+"""A run under each strategy, on logical CPU devices and local processes.
+
+Batch normalisation is synchronised and the learning rate low, so that what is left between two
+ways of computing the same sums is rounding, which a high rate would amplify within 20 steps.
+"""
+
+import json
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
+
+from train import checkpoints
+
+ROOT = pathlib.Path(__file__).parents[3]
+ONE_RUN = pathlib.Path(__file__).with_name("one_run.py")
+SAME = ("synchronized_norm=true", "learning_rate=0.005")
+CLI = ["-m", "train.imagenet", "--config", "digits_resnet20"]
+for item in (
+    "model_overrides.depths=[1,2]",
+    "model_overrides.widths=[8,16]",
+    "input_shape=[8,8,3]",
+    "epochs=2",
+    "batch_size=32",
+):
+    CLI += ["--set", item]
+
+
+def load(workdir):
+    return np.load(workdir / "weights.npz"), json.loads((workdir / "rows.json").read_text())[-1]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(wiring, marks=pytest.mark.xdist_group(f"distribute_{wiring}"))
+        for wiring in ("chain", "dynamic")
+    ],
+)
+def one_worker(request, tmp_path_factory):
+    """The wiring, and the folder of 21 steps on one device."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    options = (f"wiring={request.param}", *SAME)
+    finish([start([ONE_RUN, "one_device", 1, workdir, *options])])
+    return options, workdir
+
+
+def assert_same(one, other, capsys, name):
+    weights, metrics = load(one)
+    others, other_metrics = load(other)
+    worst = max(float(np.abs(weights[k] - others[k]).max()) for k in weights)
+    with capsys.disabled():
+        print(f"\n{name}: largest difference of a weight after 21 steps {worst:.1e}")
+    for path in weights:
+        np.testing.assert_allclose(others[path], weights[path], rtol=1e-5, atol=1e-5, err_msg=path)
+    if "dynamic" in name:
+        # Nothing to leave out: all edges are open, none by so little that rounding could close it.
+        assert metrics["near_threshold"] == 0
+        assert metrics["open_rate/stage2"] == 1
+    assert metrics["examples"] == other_metrics["examples"] == 360
+    for key in ("train_loss", "loss", "accuracy", "train_accuracy", "distinct_paths"):
+        np.testing.assert_allclose(other_metrics[key], metrics[key], rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.slow
+def test_four_replicas_train_as_one(one_worker, tmp_path, capsys):
+    options, workdir = one_worker
+    finish([start([ONE_RUN, "mirrored", 4, tmp_path, *options])])
+    assert_same(workdir, tmp_path, capsys, f"4 replicas, {options[0]}")
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(one_worker, tmp_path, capsys):
+    options, workdir = one_worker
+    finish(start_workers([ONE_RUN, "multi_worker", 1, tmp_path, *options]))
+    assert_same(workdir, tmp_path, capsys, f"2 workers, {options[0]}")
+
+
+@pytest.mark.slow
+def test_evaluation_counts_each_image_once_on_any_number_of_replicas(tmp_path):
+    """360 images in batches of 68, with weights from the same file; statistics not synchronised."""
+    rows = []
+    options = ("learning_rate=0.0", "weight_decay=0.0", "init=static")
+    for devices in (1, 2, 4):
+        workdir = tmp_path / str(devices)
+        strategy = "one_device" if devices == 1 else "mirrored"
+        finish([start([ONE_RUN, strategy, devices, workdir, *options])])
+        rows.append(load(workdir)[1])
+    assert [row["examples"] for row in rows] == [360] * 3
+    assert len({row["accuracy"] for row in rows}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("dtype=mixed_float16", "clip_norm=1.0", "optimizer=adamw", "learning_rate=0.01"),
+        ("ema_momentum=0.9", "accumulation_steps=2", "mixup_alpha=0.2"),
+    ],
+    ids=["float16-clip-adamw", "ema-accumulation-mixup"],
+)
+def test_the_other_options_work_on_replicas(tmp_path, options):
+    finish([start([ONE_RUN, "mirrored", 2, tmp_path, "wiring=dynamic", *options])])
+    _, row = load(tmp_path)
+    assert np.isfinite(row["loss"])
+    assert row["step"] == 21
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_past_the_last_checkpoint(tmp_path):
+    arguments = [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path]
+    arguments += ["--set", "checkpoint_steps=10", "--set", "steps_per_loop=5"]
+    workers = start_workers(arguments)
+    try:
+        wait_for_step(tmp_path, 15)
+        workers[1].send_signal(signal.SIGKILL)
+        workers[1].communicate()
+        output, _ = workers[0].communicate(timeout=120)
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert workers[0].returncode == 1, output
+    assert "Another worker is gone" in output
+    kept = checkpoints.steps_in(tmp_path / "checkpoints")[0]
+    assert kept >= 10
+    seen = logged_steps(tmp_path)
+    chief, other = finish(start_workers(arguments))
+    assert logged_steps(tmp_path)[len(seen)] == kept
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["steps"] == 2 * (1437 // 32)
+    assert results["test_images"] == 360
+    assert (tmp_path / "export" / "1" / "saved_model.pb").exists()
+    assert "test_accuracy" in chief
+    assert "test accuracy" not in other
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_says_for_whom_and_ends_on_ctrl_c(tmp_path):
+    alone, other = start_workers(
+        [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path / "run"]
+    )
+    other.kill()
+    other.communicate()
+    lines = iter(alone.stdout.readline, "")
+    assert any("Waiting for all workers of TF_CONFIG: 127.0.0.1:" in line for line in lines)
+    time.sleep(2)  # until TensorFlow waits
+    try:
+        alone.send_signal(signal.SIGINT)
+        assert alone.wait(timeout=30) != 0
+    finally:
+        alone.kill()
+        alone.communicate()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_worker_stops_both_at_the_same_step(tmp_path):
+    arguments = [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path]
+    workers = start_workers([*arguments, "--set", "steps_per_loop=2"])
+    wait_for_step(tmp_path, 6)
+    workers[1].send_signal(signal.SIGTERM)
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [143, 143], outputs
+    assert "Stopped and saved" in outputs[0]
+    (step,) = checkpoints.steps_in(tmp_path / "checkpoints")
+    assert step >= 6
+    assert checkpoints.steps_in(tmp_path / ".worker-1" / "checkpoints") == [step]

@@ -1,0 +1,364 @@
+"""Batches on tf.data, from the data sets of `datasets`.
+
+Every example has a fixed place in the stream: the order of an epoch and an image's augmentation
+depend on (seed, epoch, position) alone, so that a run resumes at any step with the same batches.
+An image that cannot be decoded keeps its place with weight 0 (another image of the batch is shown
+to batch normalisation); it is named and counted.
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from train.classification import augmentation
+from train.classification.datasets import Records, numbered_records
+
+PARALLEL_FILES = 16
+
+
+class SkippedImages:
+    """Names of the images that could not be decoded, collected while a pipeline runs."""
+
+    def __init__(self):
+        self.names = set()
+
+    def __len__(self):
+        return len(self.names)
+
+    def __call__(self, names):
+        """Records names, bytes (count,); says each the first time that it is met."""
+        for name in (n.decode(errors="replace") for n in names):
+            if name not in self.names:
+                self.names.add(name)
+                print(f"Skipped: {name} cannot be decoded", file=sys.stderr)
+        return np.int64(len(self.names))
+
+
+def train_batches(
+    split, preprocessing, recipe, *, num_classes=None, start_step=0, context=None, skipped=None
+):
+    """Endless batches of shuffled, augmented training examples.
+
+    Of a `Split`, the last examples of an epoch that do not fill a batch are left out of it;
+    another epoch, in its other order, leaves out others. Of `Records`, every worker goes through
+    the shards of its own, all records of an epoch before the next.
+
+    Args:
+        split: the training `Split` or `Records`.
+        preprocessing: the model's `Preprocessing`.
+        recipe: a `Recipe`.
+        num_classes: needed for MixUp and CutMix alone.
+        start_step: number of (global) batches to leave out.
+        context: a `tf.distribute.InputContext`, or None for the whole global batch.
+        skipped: a `SkippedImages` that undecodable images are recorded in.
+
+    Returns:
+        `tf.data.Dataset` of dicts: `image`, float32 (batch, height, width, channels), normalised;
+        `label`, int64 (batch,); `weight`, float32 (batch,), 0 for an undecodable image; with MixUp
+        or CutMix also `target`, float32 (batch, classes).
+
+    Raises:
+        ValueError: if the split has fewer examples than a batch.
+    """
+    make_stream = _shuffled_records if isinstance(split, Records) else _shuffled_indices
+    stream = make_stream(split, recipe, start_step, context or tf.distribute.InputContext())
+    read = _reader(split, preprocessing, recipe)
+    rand_augment = augmentation.rand_augment(recipe, start_step)
+
+    def example(element):
+        seed = [recipe.seed, element["epoch"]]
+        seed = tf.random.experimental.stateless_fold_in(seed, element["position"])
+        parts = read(element, seed)
+        image = rand_augment(augmentation.augment(parts["image"], recipe, seed))
+        if recipe.random_erasing:
+            image = augmentation.erase(image, recipe.random_erasing, seed)
+        return {**parts, "image": image}
+
+    mix = augmentation.mix(recipe, num_classes, start_step)
+    return _batches(stream, example, preprocessing, recipe.batch_size, context, skipped, mix)
+
+
+def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
+    """Batches that hold each example of a split once, in order.
+
+    The last global batches are filled up with examples of weight 0, so that every replica of every
+    worker takes the same number of steps.
+
+    Args:
+        split: the `Split` or `Records` to evaluate.
+        preprocessing: the model's `Preprocessing`.
+        batch_size: global.
+        context: a `tf.distribute.InputContext`, or None for the whole global batch.
+        skipped: a `SkippedImages` that undecodable images are recorded in.
+
+    Returns:
+        `tf.data.Dataset` of dicts, see `train_batches`.
+    """
+    make_stream = _ordered_records if isinstance(split, Records) else _ordered_indices
+    stream = make_stream(split, batch_size, context or tf.distribute.InputContext())
+    read = _reader(split, preprocessing)
+
+    def example(element):
+        parts = read(element)
+        return {**parts, "counted": element["weight"]}
+
+    return _batches(stream, example, preprocessing, batch_size, context, skipped)
+
+
+def steps_per_epoch(split, recipe):
+    """Full batches in an epoch; `ValueError` if the split does not fill one."""
+    steps = len(split) // recipe.batch_size
+    if not steps:
+        raise ValueError(
+            "The training split must have at least one batch of images. Received: "
+            f"{len(split)} images, batch_size={recipe.batch_size}. Lower it: "
+            f"--set batch_size={max(1, len(split) // 4)}"
+        )
+    return steps
+
+
+def _shuffled_indices(split, recipe, start_step, context):
+    """This worker's share of the indices of a `Split`, epoch after epoch."""
+    size, batch_size = len(split), recipe.batch_size
+    steps = steps_per_epoch(split, recipe)
+
+    def epoch(number):
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size, dtype=tf.int64), seed=[recipe.seed, number]
+        )
+        order = order[: steps * batch_size]
+        return tf.data.Dataset.from_tensor_slices(
+            {"index": order, "position": order, "epoch": tf.fill(tf.shape(order), number)}
+        )
+
+    stream = tf.data.Dataset.range(start_step // steps, tf.int64.max).flat_map(epoch)
+    stream = stream.skip(start_step % steps * batch_size)
+    return stream.shard(context.num_input_pipelines, context.input_pipeline_id)
+
+
+def _ordered_indices(split, batch_size, context):
+    size = len(split)
+
+    def element(index):
+        inside = tf.cast(index < size, tf.float32)
+        return {"index": tf.minimum(index, size - 1), "weight": inside}
+
+    stream = tf.data.Dataset.range(-(-size // batch_size) * batch_size).map(element)
+    return stream.shard(context.num_input_pipelines, context.input_pipeline_id)
+
+
+def _shares(records, context):
+    """How the workers share records: by files, or by records where files do not go round.
+
+    Returns:
+        Tuple of the files that this worker reads, whether it takes all their records, and the
+        number of records of every worker.
+    """
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    counts = [sum(records.counts[w::workers]) for w in range(workers)]
+    if all(counts):
+        return records.files[worker::workers], True, counts
+    counts = [len(range(w, len(records), workers)) for w in range(workers)]
+    return records.files, False, counts
+
+
+def _shuffled_records(records, recipe, start_step, context):
+    """This worker's records, epoch after epoch: files shuffled, then records in blocks."""
+    steps_per_epoch(records, recipe)
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    files, whole, counts = _shares(records, context)
+    start = start_step * (recipe.batch_size // workers)
+
+    def epoch(number):
+        order = tf.constant(files)
+        if whole:  # otherwise a worker's share would be of other records in each epoch
+            order = tf.random.experimental.stateless_shuffle(order, seed=[recipe.seed, number])
+        serialized = tf.data.Dataset.from_tensor_slices(order).interleave(
+            numbered_records,
+            cycle_length=min(PARALLEL_FILES, len(files)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        if not whole:
+            serialized = serialized.shard(workers, worker)
+
+        def element(position, record):
+            return {
+                "serialized": record[0],
+                "name": record[1],
+                "position": position * workers + worker,
+                "epoch": number,
+            }
+
+        def shuffled(block, elements):
+            seed = tf.random.experimental.stateless_fold_in([recipe.seed, number], block)
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(tf.size(elements["serialized"])), seed
+            )
+            return {key: tf.gather(column, order) for key, column in elements.items()}
+
+        # Blocks, and not `shuffle`, whose seed cannot depend on the epoch.
+        blocks = serialized.enumerate().map(element).batch(recipe.shuffle_buffer)
+        return blocks.enumerate().map(shuffled).prefetch(1).unbatch()
+
+    stream = tf.data.Dataset.range(start // counts[worker], tf.int64.max).flat_map(epoch)
+    return stream.skip(start % counts[worker])
+
+
+def _ordered_records(records, batch_size, context):
+    workers, worker = context.num_input_pipelines, context.input_pipeline_id
+    files, whole, counts = _shares(records, context)
+    serialized = records.ordered(files)
+    if not whole:
+        serialized = serialized.shard(workers, worker)
+    share = batch_size // workers
+    padding = -(-max(counts) // share) * share - counts[worker]
+    filling = records.ordered(files).take(1).repeat(padding)
+    own = counts[worker]
+
+    def element(position, record):
+        return {
+            "serialized": record[0],
+            "name": record[1],
+            "weight": tf.cast(position < own, tf.float32),
+        }
+
+    return serialized.concatenate(filling).enumerate().map(element)
+
+
+def _batches(stream, example, preprocessing, batch_size, context, skipped, mix=None):
+    if context is not None:
+        batch_size //= context.num_replicas_in_sync
+    options = tf.data.Options()
+    options.deterministic = True
+
+    skipped = SkippedImages() if skipped is None else skipped
+
+    def finish(batch):
+        batch = _substitute(_report(batch, skipped))
+        if "counted" in batch:
+            batch["weight"] *= batch.pop("counted")
+        batch = {**batch, "image": preprocessing.normalize(batch["image"])}
+        return mix(batch) if mix else batch
+
+    examples = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=True).map(
+        finish, num_parallel_calls=2 if mix else None
+    )
+    return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _report(batch, skipped):
+    """The batch without names; `skipped` is told those of the images that were not decoded."""
+    batch = dict(batch)
+    if "name" not in batch:
+        return batch
+    broken = batch["weight"] < 0.5
+    if "counted" in batch:  # not the images that only fill up the last batch
+        broken &= batch["counted"] > 0.5
+    names = tf.boolean_mask(batch.pop("name"), broken)
+
+    def report():
+        return tf.numpy_function(skipped, [names], tf.int64)
+
+    total = tf.cond(tf.size(names) > 0, report, lambda: tf.zeros((), tf.int64))
+    with tf.control_dependencies([total]):
+        return {**batch, "weight": tf.identity(batch["weight"])}
+
+
+def _substitute(batch):
+    """The batch, an image that could not be decoded replaced by the first that could.
+
+    Its weight in the loss stays 0; batch normalisation sees a real image in its place.
+    """
+    weight = batch["weight"]
+    first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
+    source = tf.where(weight > 0, tf.range(tf.size(weight)), first)
+    return {
+        **batch,
+        "image": tf.gather(batch["image"], source),
+        "label": tf.gather(batch["label"], source),
+    }
+
+
+def _reader(split, preprocessing, recipe=None):
+    """A function from an element of a stream (and a seed, in training) to an example.
+
+    Returns:
+        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label`,
+        `weight` (0 if it cannot be decoded) and, for images in files, `name`. With a recipe that
+        crops at random, that part of the image is taken.
+    """
+    channels = len(preprocessing.mean)
+    shape = (*preprocessing.image_size, channels)
+    cropping = recipe if recipe is not None and recipe.random_resized_crop else None
+
+    def from_pixels(pixels, seed):
+        if cropping is None:
+            return preprocessing.resize_and_crop(pixels)
+        top, left, height, width = tf.unstack(
+            augmentation.crop_box(tf.shape(pixels), cropping, seed)
+        )
+        part = pixels[top : top + height, left : left + width]
+        return tf.image.resize(part, preprocessing.image_size, antialias=True)
+
+    def from_encoded(encoded, seed):
+        def cropped_jpeg():
+            box = augmentation.crop_box(tf.io.extract_jpeg_shape(encoded), cropping, seed)
+            part = tf.image.decode_and_crop_jpeg(encoded, box, channels)
+            return tf.image.resize(part, preprocessing.image_size, antialias=True)
+
+        def any_image():
+            pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
+            pixels.set_shape((None, None, channels))
+            return from_pixels(pixels, seed)
+
+        if cropping is None:
+            return any_image()
+        return tf.cond(tf.io.is_jpeg(encoded), cropped_jpeg, any_image)
+
+    def from_file(path, seed):
+        return from_encoded(tf.io.read_file(path), seed)
+
+    fetch = _fetcher(split)
+
+    def read(element, seed=(0, 0)):
+        raw = fetch(element)
+        if "pixels" in raw:
+            image, weight = from_pixels(raw["pixels"], seed), tf.ones(())
+        elif "encoded" in raw:
+            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
+        else:
+            image, weight = _try(raw["name"], seed, from_file, shape)
+        parts = {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
+        return {**parts, "name": raw["name"]} if "name" in raw else parts
+
+    return read
+
+
+def _try(source, seed, decode, shape):
+    """The image of `decode(source, seed)` and weight 1; zeros and weight 0 where that fails.
+
+    A data set of one element is the only place where TensorFlow lets a graph go on after an
+    operation failed.
+    """
+    one = tf.data.Dataset.from_tensors((source, tf.convert_to_tensor(seed)))
+    decoded = one.map(lambda source, seed: (decode(source, seed), 1.0)).ignore_errors()
+    substitute = tf.data.Dataset.from_tensors((tf.zeros(shape), 0.0))
+    return decoded.concatenate(substitute).take(1).get_single_element()
+
+
+def _fetcher(split):
+    """A function from an element of a stream to what there is of an example before decoding.
+
+    Returns:
+        Function that gives a dict with `label`, and `pixels`, or `name` and (unless the file of
+        that name must still be read) `encoded`.
+    """
+    if isinstance(split, Records):
+        return lambda element: split.named(element["serialized"], element["name"])
+    columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
+    columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
+    columns["label"] = tf.constant(split.labels)
+    return lambda element: {k: column[element["index"]] for k, column in columns.items()}

@@ -1,0 +1,184 @@
+"""What a finished run leaves in its workdir, and what it shows on the terminal."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+import dgnet_keras as dg
+from dgnet_keras.serving import export
+from dgnet_keras.visualize import plot_adjacency_by_class
+from train.checkpoints import write_atomically
+from train.classification import input_pipeline
+from train.classification.engine import weights_sha256
+
+NUM_SAMPLES = 5
+CANDIDATES = 25
+MAX_FIGURE_IMAGES = 1000
+
+
+def write_results(run, workdir):
+    """Writes model, export, figures and, last, `results.json`; returns what is in that file."""
+    model, metrics = run.model, run.history[-1]
+    best = max(run.history, key=lambda row: row["accuracy"])
+    _save_model(model, workdir / "model.keras")
+    if model.adjacency_outputs:
+        plot_test_adjacency(run, workdir / "adjacency.png")
+    split = "validation" if run.recipe.validation else "test"
+    plot_history(run.history, workdir / "history.png", split)
+    counted = dg.count_macs(model)
+    results = {
+        "test_accuracy": metrics["accuracy"],
+        "test_loss": metrics["loss"],
+        "test_images": int(metrics["examples"]),
+        "split": split,
+        "best_accuracy": best["accuracy"],
+        "best_epoch": best["epoch"],
+        "skipped_images": sorted(run.skipped.names),
+        "steps": run.step,
+        "epochs": run.recipe.epochs,
+        "parameters": counted["parameters"],
+        "macs": counted["macs"],
+        "seconds": round(float(run.train_seconds.numpy()), 1),
+        "weights_sha256": weights_sha256(model),
+    }
+    if "router_health" in metrics:
+        results["router_health"] = list(metrics["router_health"].values())
+    if not (workdir / "export" / "1").exists():
+        config = json.loads((workdir / "config.json").read_text())
+        export.write_saved_model(
+            model,
+            workdir / "export",
+            version=1,
+            labels=list(run.data.class_names),
+            training=export.training_record(config, results),
+        )
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _save_model(model, path):
+    scratch = path.with_name("." + path.name)
+    model.save(scratch)
+    os.replace(scratch, path)
+
+
+def plot_test_adjacency(run, path):
+    """Draws mean edge weight and open rate by class, over images of the test split."""
+    model, split = run.model, run.data.test
+    batches = input_pipeline.test_batches(
+        split.sample(MAX_FIGURE_IMAGES), model.preprocessing, 100, skipped=run.skipped
+    )
+    images, labels = [], []
+    for batch in batches:
+        kept = batch["weight"].numpy() > 0
+        images.append(batch["image"].numpy()[kept])
+        labels.append(batch["label"].numpy()[kept])
+    adjacency = dg.adjacency(model, np.concatenate(images))
+    figure = plot_adjacency_by_class(
+        adjacency, np.concatenate(labels), class_names=run.data.class_names
+    )
+    figure.savefig(path, dpi=130)
+
+
+def plot_history(history, path, split="test"):
+    """Draws loss, accuracy and, for networks with edges, connectivity over the epochs."""
+    from matplotlib.figure import Figure
+
+    stages = [key for key in history[-1] if key.startswith("open_rate/")]
+    figure = Figure(figsize=(9 + 3 * bool(stages), 3), layout="constrained")
+    axes = figure.subplots(1, 2 + bool(stages))
+    epochs = [row["epoch"] for row in history]
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=False):
+        axis.plot(epochs, [row.get(f"train_{name}") for row in history], "--", label="training")
+        axis.plot(epochs, [row[name] for row in history], marker=".", label=split)
+        axis.set(xlabel="epoch", title=name)
+        axis.legend()
+    for key in stages:
+        axes[2].plot(epochs, [row[key] for row in history], label=key.partition("/")[2])
+    if stages:
+        axes[2].set(xlabel="epoch", title="open edges (share)", ylim=(-0.05, 1.05))
+        axes[2].legend()
+    figure.savefig(path, dpi=130)
+
+
+def predict_samples(run, workdir):
+    """Predicts a few held-out images with the SavedModel, in a process without Keras.
+
+    The images are left in `samples/`, to try other tools on.
+
+    Returns:
+        List of dicts: `file`, `true`, `label` (predicted), `probability`.
+    """
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    names, files = [], []
+    split = run.data.test.sample(CANDIDATES)
+    content = _decodable(split)
+    chosen = list(content)[:: max(1, len(content) // NUM_SAMPLES)][:NUM_SAMPLES]
+    for k, i in enumerate(chosen):
+        names.append(run.data.class_names[split.labels[i]])
+        suffix = ".png" if split.paths is None else pathlib.Path(split.paths[i]).suffix
+        files.append(folder / f"{k}_{names[-1].replace('/', '_')}{suffix}")
+        files[-1].write_bytes(content[i])
+    if not files:
+        return []
+    script = pathlib.Path(__file__).with_name("predict_saved_model.py")
+    answer = subprocess.run(
+        [sys.executable, script, workdir / "export" / "1", *files],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    rows = [json.loads(line) for line in answer.stdout.splitlines()]
+    return [{"true": name, **row} for name, row in zip(names, rows, strict=True)]
+
+
+def _decodable(split):
+    """Dict of index to encoded image, of those images of a `Split` that can be decoded."""
+    found = {}
+    split = split.in_memory()
+    for i in range(len(split)):
+        if split.paths is None:
+            found[i] = tf.io.encode_png(split.images[i]).numpy()
+            continue
+        try:
+            tf.io.decode_image(split.encoded[i], expand_animations=False)
+        except tf.errors.OpError:
+            continue
+        found[i] = split.encoded[i]
+    return found
+
+
+def samples_table(rows):
+    """A table of `predict_samples`."""
+    table = Table(title="Held-out images, predicted from the SavedModel without Keras")
+    for column in ("image", "true", "predicted", "probability"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row["file"], row["true"], row["label"], f"{row['probability']:.3f}")
+    return table
+
+
+def results_table(results, workdir):
+    """A table of `results.json`."""
+    table = Table(title=f"Run in {workdir}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in results.items():
+        if name == "skipped_images":
+            value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
+        elif name == "router_health":
+            value = "\n".join(value) or "good"
+        elif isinstance(value, float):
+            value = f"{value:,.4f}"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,323 @@
+"""One training step and one evaluation step, and the sums that metrics are made of."""
+
+import time
+
+import keras
+import numpy as np
+import orbit
+import tensorflow as tf
+
+from dgnet_keras import connectivity
+from dgnet_keras.convert import is_wiring_weight
+from train.classification.optimizers import is_decayed
+
+
+def losses_of(logits, batch, label_smoothing):
+    """Cross-entropy of each example, (batch,), float32."""
+    classes = logits.shape[-1]
+    targets = batch["target"] if "target" in batch else tf.one_hot(batch["label"], classes)
+    targets = targets * (1 - label_smoothing) + label_smoothing / classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+
+
+def _sums(losses, logits, batch):
+    """What a replica adds to a loop's sums. `losses` are weighted."""
+    label = tf.argmax(batch["target"], axis=-1) if "target" in batch else batch["label"]
+    hits = tf.cast(tf.argmax(logits, axis=-1) == label, tf.float32)
+    return {
+        "loss": tf.reduce_sum(losses),
+        "correct": tf.reduce_sum(hits * batch["weight"]),
+        "weight": tf.reduce_sum(batch["weight"]),
+    }
+
+
+class Trainer(orbit.StandardTrainer):
+    """Updates of the weights that are not frozen.
+
+    Of every global batch, each replica takes its share in `recipe.accumulation_steps` parts. The
+    loss is a mean over the global batch, so gradients are summed: over parts, then over replicas.
+
+    Args:
+        model: a classifier, made in the strategy's scope.
+        variables: Keras variables that are trained.
+        optimizer: a Keras optimizer, made in the strategy's scope.
+        recipe: a `Recipe`.
+        strategy: the `tf.distribute` strategy.
+        dataset: distributed training batches.
+        global_step: `tf.Variable` that counts updates.
+    """
+
+    def __init__(self, model, variables, optimizer, recipe, strategy, dataset, global_step):
+        super().__init__(dataset)
+        self.model = model
+        self.trained = variables
+        self.optimizer = optimizer
+        self.recipe = recipe
+        self.strategy = strategy
+        self.global_step = global_step
+        self.sums = {name: tf.Variable(0.0) for name in ("loss", "correct", "weight")}
+        self.failed_step = tf.Variable(0, dtype=tf.int64)
+        # Clipping needs the gradient of the whole batch; loss scaling needs all replicas to agree
+        # whether it is finite.
+        self.reduce_first = recipe.clip_norm is not None or recipe.dtype == "mixed_float16"
+        self.decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
+
+    def train_loop_begin(self):
+        """Forgets the sums of the loop before."""
+        for total in self.sums.values():
+            total.assign(0.0)
+        self._start = time.monotonic()
+
+    def train_step(self, iterator):
+        """One update from one global batch."""
+        sums = self.strategy.run(self._update, args=(next(iterator),))
+        for name, value in sums.items():
+            reduced = self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+            self.sums[name].assign_add(reduced)
+        self.global_step.assign_add(1)
+        if self.failed_step == 0 and not tf.math.is_finite(self.sums["loss"]):
+            self.failed_step.assign(tf.cast(self.global_step, tf.int64))
+
+    def _update(self, batch):
+        parts = self.recipe.accumulation_steps
+        gradients, sums = None, None
+        for part in _split(batch, parts):
+            # One after the other: the maps of one part are freed before the next needs them.
+            with tf.control_dependencies(gradients or ()):
+                new_gradients, new_sums = self._gradients(part)
+            if gradients is None:
+                gradients, sums = new_gradients, new_sums
+            else:
+                gradients = [a + b for a, b in zip(gradients, new_gradients, strict=True)]
+                sums = {name: sums[name] + new_sums[name] for name in sums}
+        self._apply(gradients)
+        return sums
+
+    def _gradients(self, batch):
+        """Gradients of this part's share of the loss (scaled, in float16) and its sums."""
+        with tf.GradientTape() as tape:
+            logits = self.model(batch["image"], training=True)
+            losses = losses_of(logits, batch, self.recipe.label_smoothing) * batch["weight"]
+            loss = tf.reduce_sum(losses) / self.recipe.batch_size
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in self.trained])
+        gradients = [
+            tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
+            for g, v in zip(gradients, self.trained, strict=True)
+        ]
+        return gradients, _sums(losses, logits, batch)
+
+    def _apply(self, gradients):
+        # `apply` sums over replicas itself: what is the same on all of them is divided first.
+        replicas = self.strategy.num_replicas_in_sync
+        scale = self.optimizer.scale_loss(tf.ones(()))
+        if self.reduce_first:
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            if self.recipe.clip_norm is not None:
+                limit = self.recipe.clip_norm * scale
+                gradients, _ = tf.clip_by_global_norm(gradients, limit)
+            gradients = [g / replicas for g in gradients]
+        if self.decay:
+            gradients = [
+                g + self.decay / replicas * scale * v.value if is_decayed(v) else g
+                for g, v in zip(gradients, self.trained, strict=True)
+            ]
+        self.optimizer.apply(gradients, self.trained)
+
+    def train_loop_end(self):
+        """Means over the loop's examples.
+
+        Raises:
+            ValueError: if none of the loop's images could be decoded.
+            FloatingPointError: if a loss was not finite; the message says at which step.
+        """
+        means = _means(self.sums, "training")
+        if self.failed_step > 0:
+            raise FloatingPointError(
+                f"The loss is not finite at step {int(self.failed_step)}: training has diverged. "
+                "Try a lower learning_rate, a longer warm-up or clip_norm."
+            )
+        seconds = time.monotonic() - self._start
+        return {
+            **means,
+            "examples": self.sums["weight"].read_value(),
+            "learning_rate": self.optimizer.learning_rate,
+            "images_per_second": float(self.sums["weight"]) / seconds,
+        }
+
+
+def _split(batch, parts):
+    """The batch in equal parts, each a dict like it."""
+    if parts == 1:
+        return [batch]
+    columns = {key: tf.split(value, parts) for key, value in batch.items()}
+    return [{key: column[k] for key, column in columns.items()} for k in range(parts)]
+
+
+def _means(sums, split):
+    weight = sums["weight"].read_value()
+    if not weight.numpy():
+        raise ValueError(f"None of these {split} images could be decoded.")
+    return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight}
+
+
+class Evaluator(orbit.StandardEvaluator):
+    """Loss, accuracy and connectivity over the test split.
+
+    Args:
+        model: a classifier, made in the strategy's scope.
+        recipe: a `Recipe`.
+        strategy: the `tf.distribute` strategy.
+        dataset: distributed batches of the test split.
+
+    Attributes:
+        findings: of `connectivity.router_health` in the last evaluation; none unless the wiring is
+            `dynamic`.
+    """
+
+    def __init__(self, model, recipe, strategy, dataset):
+        super().__init__(dataset)
+        self.recipe = recipe
+        self.strategy = strategy
+        self.stages = dict(model.adjacency_outputs)
+        self.findings = []
+        self.model = keras.Model(model.input, {"logits": model.output, **self.stages})
+
+    def eval_begin(self):
+        """Starts new sums."""
+        return {"sums": None, "paths": set()}
+
+    def eval_step(self, iterator):
+        """Sums over one global batch, and a number for the path of each of its images."""
+        sums, paths, weight = self.strategy.run(self._evaluate, args=(next(iterator),))
+        reduced = tf.nest.map_structure(
+            lambda v: self.strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums
+        )
+        if not self.stages:
+            return {"sums": reduced}
+        gathered = [self.strategy.gather(v, axis=0) for v in (paths, weight)]
+        return {"sums": reduced, "paths": tf.boolean_mask(gathered[0], gathered[1] > 0)}
+
+    def _edge_statistics(self, sums):
+        def means(name):
+            return {stage: sums[f"{name}/{stage}"] / sums["weight"] for stage in self.stages}
+
+        mean, square = means("weight"), means("square")
+        std = {s: np.sqrt(np.maximum(square[s] - mean[s] ** 2, 0)) for s in self.stages}
+        return connectivity.EdgeStatistics(means("open"), mean, std, means("used"))
+
+    def _evaluate(self, batch):
+        outputs = self.model(batch["image"], training=False)
+        losses = losses_of(outputs["logits"], batch, self.recipe.label_smoothing)
+        sums = _sums(losses * batch["weight"], outputs["logits"], batch)
+        weight = batch["weight"]
+        paths = tf.zeros_like(batch["label"])
+        for k, stage in enumerate(self.stages):
+            adjacency = outputs[stage]
+            opened = tf.cast(adjacency > 0, tf.float32)
+            sums[f"weight/{stage}"] = tf.einsum("b,bji->ji", weight, adjacency)
+            sums[f"square/{stage}"] = tf.einsum("b,bji->ji", weight, tf.square(adjacency))
+            sums[f"open/{stage}"] = tf.einsum("b,bji->ji", weight, opened)
+            sums[f"used/{stage}"] = tf.einsum("b,bj->j", weight, _used_nodes(opened))
+            paths += _path_numbers(opened, seed=k)
+        return sums, paths, weight
+
+    def eval_reduce(self, state, step_outputs):
+        """Adds a step's sums (float64, on the host) and paths."""
+        sums = {k: v.numpy().astype("float64") for k, v in step_outputs["sums"].items()}
+        if state["sums"] is not None:
+            sums = {k: v + state["sums"][k] for k, v in sums.items()}
+        new = set(step_outputs["paths"].numpy().tolist()) if self.stages else set()
+        return {"sums": sums, "paths": state["paths"] | new}
+
+    def eval_end(self, state):
+        """Means over the test split, as floats; mean adjacency goes to TensorBoard as images.
+
+        Returns:
+            Dict: `loss`, `accuracy`, `examples`; for networks with edges also `open_rate/<stage>`
+            (share of the stage's edges that an image keeps open, on average),
+            `router_entropy/<stage>` (mean over edges of the entropy, in bits, of whether an
+            image has the edge open; 0 where all images agree) and `distinct_paths` (number of
+            different sets of open edges among the images).
+
+        Raises:
+            ValueError: if none of the images could be decoded.
+        """
+        sums = state["sums"]
+        weight = sums["weight"]
+        if not weight:
+            raise ValueError("None of these test images could be decoded.")
+        metrics = {
+            "loss": sums["loss"] / weight,
+            "accuracy": sums["correct"] / weight,
+            "examples": weight,
+        }
+        if self.stages:
+            statistics = self._edge_statistics(sums)
+            metrics |= connectivity.edge_metrics(statistics.open_rate)
+            metrics["distinct_paths"] = len(state["paths"])
+            for stage, mean in statistics.mean_weight.items():
+                heat_map = connectivity.heat_map(mean)
+                tf.summary.image(f"adjacency/{stage}", heat_map[None])
+            if self.recipe.wiring == "dynamic":
+                self.findings = connectivity.router_health(statistics)
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def _used_nodes(opened):
+    """`connectivity.used_nodes` of open edges, float32 (batch, N + 1, N + 1), in a graph."""
+    size = opened.shape[-1]
+    first = tf.one_hot(tf.zeros(tf.shape(opened)[0], tf.int32), size)
+    last = tf.one_hot(tf.fill(tf.shape(opened)[:1], size - 1), size)
+    from_first, to_output = first, last
+    for _ in range(size - 1):  # no path is longer
+        from_first = tf.maximum(first, tf.minimum(tf.einsum("bj,bji->bi", from_first, opened), 1))
+        to_output = tf.maximum(last, tf.minimum(tf.einsum("bi,bji->bj", to_output, opened), 1))
+    return from_first * to_output
+
+
+def _path_numbers(opened, seed):
+    """A number for the set of open edges of each image: equal sets, equal numbers.
+
+    Args:
+        opened: float32 (batch, N + 1, N + 1), 1 where the edge is open.
+        seed: int, of the random numbers that edges stand for (sums of different sets coincide
+            with a probability of about 2^-64).
+
+    Returns:
+        int64 (batch,).
+    """
+    size = opened.shape[1] * opened.shape[2]
+    numbers = np.random.default_rng(seed).integers(-(2**63), 2**63, size, dtype="int64")
+    flat = tf.cast(tf.reshape(opened, (-1, size)), tf.int64)
+    return tf.reduce_sum(flat * numbers, axis=1)
+
+
+def trained_variables(model, *, freeze_backbone, freeze_routers):
+    """The variables that are trained, and batch normalisation set to match.
+
+    Args:
+        model: a classifier, none of whose layers is frozen otherwise.
+        freeze_backbone: whether nodes and stem keep their weights; their batch normalisation then
+            uses and keeps its moving statistics.
+        freeze_routers: whether routers, edge logits and thresholds keep theirs.
+
+    Returns:
+        List of Keras variables, in the order of `model.trainable_variables`.
+    """
+    for layer in norms(model):
+        layer.trainable = True
+    wiring = {v.path for v in model.trainable_variables if is_wiring_weight(v.path)}
+    backbone = {v.path for v in model.backbone.trainable_variables} - wiring
+    frozen = (backbone if freeze_backbone else set()) | (wiring if freeze_routers else set())
+    chosen = [v for v in model.trainable_variables if v.path not in frozen]
+    for layer in norms(model):
+        layer.trainable = not freeze_backbone
+    return chosen
+
+
+def norms(model):
+    """The model's batch normalisation layers."""
+    layers = model._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -1,0 +1,1 @@
+"""Training of object detectors in COCO's format, on TF Model Garden."""

@@ -1,0 +1,420 @@
+"""A detection recipe as a Model Garden experiment, its tasks, and evaluation with pycocotools.
+
+Imports `train.detection.recipes` and `train.detection.annotations`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+
+import tensorflow as tf
+from official.core import config_definitions as cfg
+from official.modeling import optimization
+from official.vision.configs import common, decoders, maskrcnn, retinanet
+from official.vision.evaluation import coco_evaluator, coco_utils
+from official.vision.tasks import maskrcnn as maskrcnn_task
+from official.vision.tasks import retinanet as retinanet_task
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dgnet_keras import convert, detection
+
+BOX_FIGURES = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+
+# `tf.image.combined_non_max_suppression`, on the CPU also where there is a GPU. Model Garden's
+# default "v2" finds the same (same figures on 32 COCO images) and takes 50 times as long on a CPU
+# (303 s against 6 s, RetinaNet at 256 x 256); TPUs need it.
+NMS = "batched"
+
+# Model Garden's settings of its evaluation, which the `Evaluator` stands in for.
+EVALUATION = (
+    *("annotation_file", "max_num_eval_detections", "per_category_metrics"),
+    *("use_approx_instance_metrics", "use_coco_metrics", "use_wod_metrics"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """TFRecords of a split.
+
+    Attributes:
+        pattern: of the files.
+        images: number of images in them.
+    """
+
+    pattern: str
+    images: int
+
+
+def steps_per_epoch(recipe, train):
+    """Updates a pass over the training images, at least 1."""
+    return max(train.images // recipe.batch_size, 1)
+
+
+def experiment(recipe, train, validation, num_classes):
+    """Model Garden's `ExperimentConfig` of a recipe.
+
+    Args:
+        recipe: a `DetectionRecipe`.
+        train: `Records` of the training images.
+        validation: `Records` of the images to evaluate.
+        num_classes: labels, the background's 0 included.
+
+    Raises:
+        ValueError: if `recipe.garden` sets what the experiment does not have, or the backbone is
+            unknown.
+    """
+    make = _retinanet if recipe.detector == "retinanet" else _rcnn
+    steps = steps_per_epoch(recipe, train)
+    config = cfg.ExperimentConfig(
+        runtime=cfg.RuntimeConfig(
+            mixed_precision_dtype=recipe.dtype.removeprefix("mixed_"),
+            loss_scale="dynamic" if recipe.dtype == "mixed_float16" else None,
+        ),
+        task=make(recipe, train, validation, num_classes),
+        trainer=cfg.TrainerConfig(
+            train_steps=recipe.epochs * steps,
+            validation_steps=-1,  # all images
+            steps_per_loop=recipe.steps_per_loop,
+            optimizer_config=_optimizer(recipe, steps),
+        ),
+    )
+    task = recipe.garden.get("task", {})
+    others = set(recipe.garden) - {"task"}
+    if others or not isinstance(task, dict) or set(task) & set(EVALUATION):
+        raise ValueError(
+            "`garden` sets what stands under `task` in Model Garden's experiment, but for "
+            f"{', '.join(EVALUATION)}; loop and optimizer are set by the recipe's own keys. "
+            f"Received: {recipe.garden}"
+        )
+    _check_kinds(task, config.task, "task")
+    try:
+        config.override(recipe.garden, is_strict=True)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"`garden` does not fit Model Garden's experiment: {error}") from error
+    return config
+
+
+def _check_kinds(settings, config, place):
+    """Makes sure that settings are of the kind that they replace: Model Garden takes any."""
+    kinds = {cfg.base_config.Config: (dict, "settings by name"), bool: (bool, "true or false")}
+    kinds |= dict.fromkeys((int, float), (int | float, "a number"))
+    for name, value in settings.items():
+        before, where = getattr(config, name, None), f"{place}.{name}"
+        found = [kinds[kind] for kind in kinds if isinstance(before, kind)]
+        if not found or value is None:
+            continue
+        wanted, said = found[0]
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(before, bool):
+            raise ValueError(f"`garden`: {where} must be {said}. Received: {value!r}")
+        if wanted is dict:
+            _check_kinds(value, before, where)
+
+
+def _model(recipe, num_classes):
+    """What the configurations of both kinds of detector share."""
+    fields = {field.name for field in dataclasses.fields(detection.DGNet)}
+    options = {k: v for k, v in vars(recipe).items() if k in fields}
+    return {
+        "num_classes": num_classes,
+        "input_size": [*recipe.image_size, 3],
+        "min_level": recipe.min_level,
+        "max_level": recipe.max_level,
+        "backbone": detection.Backbone(
+            type="dgnet",
+            dgnet=detection.DGNet(
+                **options, name=recipe.model, overrides=recipe.model_overrides or None
+            ),
+        ),
+        "decoder": decoders.Decoder(type="fpn", fpn=decoders.FPN(num_filters=recipe.fpn_filters)),
+        "norm_activation": common.NormActivation(
+            norm_momentum=recipe.norm_momentum,
+            norm_epsilon=1e-4,
+            use_sync_bn=recipe.synchronized_norm,
+        ),
+    }
+
+
+def _data(module, recipe, records, training):
+    """Model Garden's configuration of TFRecords."""
+    parser = {"aug_rand_hflip": recipe.random_flip} if training else {}
+    if training:
+        parser |= dict(zip(("aug_scale_min", "aug_scale_max"), recipe.scale_range, strict=True))
+    return module.DataConfig(
+        input_path=records.pattern,
+        is_training=training,
+        global_batch_size=recipe.batch_size,
+        drop_remainder=training,
+        sharding=training,  # every host evaluates all images: figures are made from all of them
+        dtype="float32",
+        shuffle_buffer_size=min(max(records.images, 1), 1000),
+        seed=recipe.seed if training else None,
+        parser=module.Parser(**parser),
+    )
+
+
+def _common(module, recipe, train, validation):
+    return {
+        "train_data": _data(module, recipe, train, True),
+        "validation_data": _data(module, recipe, validation, False),
+        "losses": module.Losses(l2_weight_decay=recipe.weight_decay),
+        "freeze_backbone": recipe.freeze_backbone,
+    }
+
+
+def _rcnn(recipe, train, validation, num_classes):
+    masks = recipe.detector == "maskrcnn"
+    off = {} if masks else dict.fromkeys(("mask_head", "mask_sampler", "mask_roi_aligner"))
+    model = maskrcnn.MaskRCNN(
+        **_model(recipe, num_classes),
+        **off,
+        include_mask=masks,
+        anchor=maskrcnn.Anchor(anchor_size=recipe.anchor_size),
+        rpn_head=maskrcnn.RPNHead(num_filters=recipe.fpn_filters),
+        detection_head=maskrcnn.DetectionHead(
+            num_convs=recipe.head_convs, num_filters=recipe.fpn_filters, fc_dims=recipe.fc_dims
+        ),
+        roi_generator=maskrcnn.ROIGenerator(
+            pre_nms_top_k=2 * recipe.num_proposals,
+            num_proposals=recipe.num_proposals,
+            test_pre_nms_top_k=2 * recipe.num_proposals,
+            test_num_proposals=recipe.num_proposals,
+        ),
+        roi_sampler=maskrcnn.ROISampler(num_sampled_rois=recipe.num_sampled_rois),
+        detection_generator=maskrcnn.DetectionGenerator(
+            max_num_detections=recipe.max_detections, nms_version=NMS
+        ),
+    )
+    if masks:
+        model.mask_head.num_filters = recipe.fpn_filters
+        model.mask_head.num_convs = recipe.head_convs
+        model.mask_sampler.num_sampled_masks = min(128, recipe.num_sampled_rois)
+    return maskrcnn.MaskRCNNTask(model=model, **_common(maskrcnn, recipe, train, validation))
+
+
+def _retinanet(recipe, train, validation, num_classes):
+    model = retinanet.RetinaNet(
+        **_model(recipe, num_classes),
+        anchor=retinanet.Anchor(anchor_size=recipe.anchor_size),
+        head=retinanet.RetinaNetHead(num_convs=recipe.head_convs, num_filters=recipe.fpn_filters),
+        detection_generator=retinanet.DetectionGenerator(
+            max_num_detections=recipe.max_detections, nms_version=NMS
+        ),
+    )
+    return retinanet.RetinaNetTask(model=model, **_common(retinanet, recipe, train, validation))
+
+
+def _optimizer(recipe, steps):
+    sgd = {"momentum": recipe.momentum, "global_clipnorm": recipe.clip_norm}
+    rate = {"type": "cosine", "cosine": {
+        "initial_learning_rate": recipe.learning_rate, "decay_steps": recipe.epochs * steps,
+    }}  # fmt: skip
+    if recipe.decay_epochs:
+        values = [recipe.learning_rate * 0.1**k for k in range(len(recipe.decay_epochs) + 1)]
+        boundaries = [epoch * steps for epoch in recipe.decay_epochs]
+        rate = {"type": "stepwise", "stepwise": {"boundaries": boundaries, "values": values}}
+    config = {"optimizer": {"type": "sgd", "sgd": sgd}, "learning_rate": rate}
+    if recipe.warmup_steps:
+        linear = {
+            "warmup_steps": min(recipe.warmup_steps, recipe.epochs * steps),
+            "warmup_learning_rate": recipe.learning_rate / 10,
+        }
+        config["warmup"] = {"type": "linear", "linear": linear}
+    return optimization.OptimizationConfig(config)
+
+
+class _CocoTask:
+    """What is ours in both of Model Garden's detection tasks.
+
+    Attributes (set by `make_task`):
+        evaluator: a `Evaluator`.
+        initial_weights: function of a Keras 3 backbone that loads weights into it, or None.
+    """
+
+    evaluator = None
+    initial_weights = None
+
+    def build_metrics(self, training=True):
+        """Model Garden's, with our evaluator in place of its own."""
+        metrics = super().build_metrics(training=training)
+        if not training:
+            self.coco_metric = self.evaluator
+        return metrics
+
+    def build_inputs(self, params, input_context=None):
+        """Model Garden's; for evaluation all images, and as many batches for each replica.
+
+        A replica that is left without a batch would run on none, which fails in TensorFlow 2.20.
+        The images that come twice are counted once by the `Evaluator`.
+        """
+        dataset = super().build_inputs(params, input_context)
+        if params.is_training or input_context is None:
+            return dataset
+        replicas = input_context.num_replicas_in_sync // input_context.num_input_pipelines
+        batch_size = params.global_batch_size // input_context.num_replicas_in_sync
+        batches = math.ceil(self.evaluator.image_count / batch_size)
+        return dataset.repeat().take(math.ceil(batches / replicas) * replicas)
+
+    def initialize(self, model):
+        """Loads the backbone's weights; called where there is no checkpoint to go on from."""
+        super().initialize(model)
+        if self.initial_weights is not None:
+            self.initial_weights(model.backbone.backbone)
+
+
+class RcnnTask(_CocoTask, maskrcnn_task.MaskRCNNTask):
+    """Faster R-CNN and Mask R-CNN."""
+
+    def _build_coco_metrics(self):
+        """Nothing: Model Garden's would write an annotation file for masks."""
+
+
+class RetinaNetTask(_CocoTask, retinanet_task.RetinaNetTask):
+    """RetinaNet."""
+
+
+def make_task(params, evaluator, initial_weights=None):
+    """The task of an experiment.
+
+    Args:
+        params: of `experiment`.
+        evaluator: an `Evaluator`.
+        initial_weights: function of a Keras 3 backbone that loads weights into it, or None.
+    """
+    retina = isinstance(params.task, retinanet.RetinaNetTask)
+    task = (RetinaNetTask if retina else RcnnTask)(params.task)
+    task.evaluator, task.initial_weights = evaluator, initial_weights
+    return task
+
+
+def create_optimizer(params, model, router_lr_multiplier):
+    """The experiment's optimizer, with a learning rate of their own for routers.
+
+    Model Garden's SGD knows no such thing: the routers' gradients are scaled, after clipping,
+    which is the same for SGD with momentum.
+
+    Args:
+        params: of `experiment`.
+        model: the detector.
+        router_lr_multiplier: of the learning rate, for routers, edge logits and thresholds.
+    """
+    by_path = model.backbone.variables_by_path
+    routers = {v.ref() for path, v in by_path.items() if convert.is_wiring_weight(path)}
+
+    def slow_routers(gradients):
+        clip = params.trainer.optimizer_config.optimizer.sgd.global_clipnorm
+        if clip:
+            clipped, _ = tf.clip_by_global_norm([g for g, _ in gradients], clip)
+            gradients = [(g, v) for g, (_, v) in zip(clipped, gradients, strict=True)]
+        return [(g * router_lr_multiplier if v.ref() in routers else g, v) for g, v in gradients]
+
+    config = params.trainer.optimizer_config
+    factory = optimization.OptimizerFactory(config.replace())
+    factory._optimizer_config.global_clipnorm = None
+    return factory.build_optimizer(
+        factory.build_learning_rate(), gradient_transformers=[slow_routers]
+    )
+
+
+class Evaluator(coco_evaluator.COCOEvaluator):
+    """Collects a detector's answers and has pycocotools evaluate them, on every image.
+
+    Model Garden's own leaves out images for which nothing was predicted, and takes labels for
+    category ids.
+
+    Args:
+        split: a `CocoSplit`.
+        masks: whether masks are evaluated too.
+    """
+
+    def __init__(self, split, masks=False):
+        super().__init__(annotation_file=None, include_mask=masks)
+        self._annotation_file = "of the split"  # so that no ground truth is collected
+        self._split = split
+        self._masks = masks
+        self._seen = set()
+        self.detections = []
+
+    @property
+    def image_count(self):
+        """Number of images to evaluate."""
+        return len(self._split.images)
+
+    def reset_states(self):
+        """Forgets all predictions."""
+        super().reset_states()
+        self._seen = set()
+
+    def update_state(self, groundtruths, predictions):
+        """Takes a batch's predictions; of an image that came before they are left out."""
+        del groundtruths  # the split has it
+        whole = {k: tf.concat(v, 0) if isinstance(v, tuple) else v for k, v in predictions.items()}
+        ids = whole["source_id"].numpy().tolist()
+        new = [k for k, i in enumerate(ids) if i not in self._seen and i not in ids[:k]]
+        self._seen.update(ids)
+        if new:
+            super().update_state({}, {k: tf.gather(v, new) for k, v in whole.items()})
+
+    def evaluate(self):
+        """Figures of `coco_figures`; the detections behind them are kept in `detections`."""
+        found = []
+        if self._predictions:
+            found = coco_utils.convert_predictions_to_coco_annotations(self._predictions)
+        answers = [self._as_coco(entry) for entry in found]
+        self.detections = [answer for answer in answers if answer is not None]
+        return coco_figures(self._split.ground_truth, self.detections, masks=self._masks)
+
+    def _as_coco(self, entry):
+        """A prediction as COCO's result format has it; None for padding."""
+        label = int(entry["category_id"])
+        ids = self._split.category_ids
+        if entry["score"] <= 0 or not 1 <= label <= len(ids) or ids[label - 1] is None:
+            return None
+        answer = {
+            "image_id": int(entry["image_id"]),
+            "category_id": ids[label - 1],
+            "bbox": [float(x) for x in entry["bbox"]],
+            "score": float(entry["score"]),
+        }
+        if self._masks:
+            counts = entry["segmentation"]["counts"]
+            size = [int(s) for s in entry["segmentation"]["size"]]
+            answer["segmentation"] = {"size": size, "counts": counts.decode()}
+        return answer
+
+
+def coco_figures(ground_truth, detections, *, masks=False):
+    """COCO's twelve figures, by pycocotools.
+
+    Args:
+        ground_truth: dict in COCO's format; every image in it counts.
+        detections: list in COCO's result format.
+        masks: whether `mask_AP` and so on are wanted too.
+
+    Returns:
+        Dict of names to floats in [0, 1]; -1 where there is nothing to find.
+    """
+    figures = {}
+    for kind, prefix in (("bbox", ""), ("segm", "mask_"))[: 2 if masks else 1]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO()
+            truth.dataset = json.loads(json.dumps(ground_truth))
+            truth.createIndex()
+            found = json.loads(json.dumps(detections))
+            if kind == "segm":  # else pycocotools takes the boxes' areas for those of the masks
+                found = [{k: v for k, v in answer.items() if k != "bbox"} for answer in found]
+            answers = truth.loadRes(found) if found else COCO()
+            if not detections:
+                answers.dataset = {**truth.dataset, "annotations": []}
+                answers.createIndex()
+            run = COCOeval(truth, answers, kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        figures |= {prefix + n: float(v) for n, v in zip(BOX_FIGURES, run.stats, strict=True)}
+    return figures

@@ -1,0 +1,52 @@
+"""What a finished detection run leaves in its workdir, and what it shows."""
+
+import json
+
+import numpy as np
+
+import dgnet_keras as dg
+from train.checkpoints import write_atomically
+from train.classification.engine import variables_sha256
+from train.classification.report import results_table
+
+__all__ = ["plot_history", "results_table", "write_results"]
+
+
+def write_results(run, workdir):
+    """Writes the figures' picture and, last, `results.json`; returns what is in that file."""
+    plot_history(run.history, workdir / "history.png")
+    last = run.history[-1]
+    height, width = run.recipe.image_size
+    counted = dg.count_macs(run.backbone.backbone, image_size=(height, width))
+    results = {
+        **{name: last[name] for name in last if name.startswith(("AP", "AR", "mask_A"))},
+        "validation_images": len(run.data.validation.images),
+        "steps": run.step,
+        "epochs": run.recipe.epochs,
+        "parameters": int(sum(np.prod(v.shape) for v in run.model.trainable_weights)),
+        "backbone_parameters": counted["parameters"],
+        "backbone_macs": counted["macs"],
+        "seconds": round(float(run.train_seconds.numpy()), 1),
+        # Keras 2 does not keep names apart: the place in the model does.
+        "weights_sha256": variables_sha256(
+            {f"{k:05} {v.name}": v for k, v in enumerate(run.model.weights)}
+        ),
+    }
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def plot_history(history, path):
+    """Draws the loss and the average precisions over the epochs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row.get("train_training_loss") for row in history], marker=".")
+    left.set(xlabel="epoch", title="training loss")
+    for name in [n for n in ("AP", "AP50", "AP75", "mask_AP", "mask_AP50") if n in history[-1]]:
+        right.plot(epochs, [row[name] for row in history], marker=".", label=name)
+    right.set(xlabel="epoch", title="validation", ylim=(0, None))
+    right.legend()
+    figure.savefig(path, dpi=130)
