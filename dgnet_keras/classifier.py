@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 import keras
 
@@ -12,8 +12,7 @@ from dgnet_keras.backbones import FAMILIES
 from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, construction_scope
 from dgnet_keras.checks import closest
 from dgnet_keras.convert import load_weights
-from dgnet_keras.layers.gate import Gate
-from dgnet_keras.layers.wiring import Init
+from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
 
 
@@ -53,8 +52,7 @@ class Classifier(GraphModel):
                 "`num_classes` must be a positive integer, or None in `create` for the backbone. "
                 f"Received: num_classes={num_classes!r}"
             )
-        options = backbone.get_config()
-        with construction_scope(options["seed"], "float32"):
+        with construction_scope(backbone.seed, "float32"):
             x = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
             if dropout:
                 x = keras.layers.Dropout(dropout, name="dropout")(x)
@@ -151,59 +149,35 @@ def family_of(name: str) -> type[Backbone]:
     )
 
 
+class CreateKeywords(GraphKeywords, total=False):
+    """The keyword arguments of `create` but for `num_classes`, for type checkers and editors."""
+
+    input_shape: Sequence[int | None]
+    seed: int
+    weights: str | os.PathLike[str] | None
+
+
 @overload
 def create(
-    name: str,
-    *,
-    num_classes: int = ...,
-    input_shape: Sequence[int | None] = ...,
-    wiring: str = ...,
-    threshold: float = ...,
-    edge_scale: float | None = ...,
-    init: Init = ...,
-    gate: Gate = ...,
-    learn_threshold: bool = ...,
-    max_nodes: int | None = ...,
-    seed: int = ...,
-    weights: str | os.PathLike[str] | None = ...,
-    **overrides: Any,
+    name: str, *, num_classes: int = ..., **options: Unpack[CreateKeywords]
 ) -> Classifier: ...
-
-
 @overload
-def create(
-    name: str,
-    *,
-    num_classes: None,
-    input_shape: Sequence[int | None] = ...,
-    wiring: str = ...,
-    threshold: float = ...,
-    edge_scale: float | None = ...,
-    init: Init = ...,
-    gate: Gate = ...,
-    learn_threshold: bool = ...,
-    max_nodes: int | None = ...,
-    seed: int = ...,
-    weights: str | os.PathLike[str] | None = ...,
-    **overrides: Any,
-) -> Backbone: ...
+def create(name: str, *, num_classes: None, **options: Unpack[CreateKeywords]) -> Backbone: ...
+@overload
+def create(name: str, *, num_classes: int = ..., **options: Any) -> Classifier: ...
+@overload
+def create(name: str, *, num_classes: None, **options: Any) -> Backbone: ...
 
 
+@shows_graph_options
 def create(
     name: str,
     *,
     num_classes: int | None = 1000,
     input_shape: Sequence[int | None] = (224, 224, 3),
-    wiring: str = "dynamic",
-    threshold: float = 0.1,
-    edge_scale: float | None = None,
-    init: Init = "open",
-    gate: Gate = "straight_through",
-    learn_threshold: bool = False,
-    max_nodes: int | None = None,
     seed: int = 0,
     weights: str | os.PathLike[str] | None = None,
-    **overrides: Any,
+    **options: Any,
 ) -> Classifier | Backbone:
     """Creates a model by the name of its variant.
 
@@ -211,18 +185,12 @@ def create(
         name: one of `list_variants()`, such as `"resnet50"` or `"resnet20_cifar"`.
         num_classes: number of classes; None gives the backbone without a classifier.
         input_shape: (height, width, channels) in pixels; height and width may be None.
-        wiring: `"dynamic"`, `"chain"` (the static twin), `"learned"`, `"random"`, `"complete"`, or
-            one of `layers.register_wiring`.
-        threshold: float in [0, edge_scale): edges of at most this weight are closed.
-        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
-        init: `"open"` (every edge open) or `"static"` (starts as its static twin).
-        gate: the gate's gradient: `"straight_through"`, `"masked"` or `"surrogate"`.
-        learn_threshold: whether each node's threshold is trained (surrogate gate only).
-        max_nodes: bounds the blocks of one graph; None does not split stages.
         seed: of the initial weights and of random wiring.
         weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, or None; see
             `convert.load_weights`.
-        **overrides: fields of the family's Spec, such as `depths`, `widths`, `stem_strides`.
+        **options: fields of `layers.GraphOptions` (`wiring`, `threshold`, `edge_scale`, `init`,
+            `gate`, `learn_threshold`, `max_nodes`), and of the family's Spec, such as `depths`,
+            `widths`, `stem_strides`.
 
     Returns:
         A `Classifier` (logits, float32), or the backbone if `num_classes` is None.
@@ -232,18 +200,13 @@ def create(
             what was expected and what was received.
     """
     family = family_of(name)
+    graph = {key: options.pop(key) for key in GraphOptions.names() if key in options}
     backbone = family(
-        _override(name, family.variants[name], overrides),
+        _override(name, family.variants[name], options),
         input_shape=input_shape,
-        wiring=wiring,
-        threshold=threshold,
-        edge_scale=edge_scale,
-        init=init,
-        gate=gate,
-        learn_threshold=learn_threshold,
-        max_nodes=max_nodes,
         seed=seed,
         name=name,
+        **graph,
     )
     model = backbone if num_classes is None else Classifier(backbone, num_classes)
     if weights is not None:

@@ -1,7 +1,9 @@
-"""Multiply-adds (MACs) and parameters of a model, item by item."""
+"""Multiply-adds (MACs) and parameters of a model, item by item, and of each graph's parts."""
 
+import dataclasses
 import functools
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
@@ -13,6 +15,8 @@ from dgnet_keras.adjacency import adjacency
 from dgnet_keras.layers.blocks import ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.conv import ConvNormAct
 from dgnet_keras.layers.graph import GraphStage
+
+KINDS = ("convolution", "dense", "router", "aggregation")
 
 
 class MacItem(TypedDict):
@@ -38,6 +42,120 @@ class MacCount(TypedDict):
     by_kind: dict[str, int]
     items: list[MacItem]
     per_instance: NotRequired[InstanceMacs]
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphCosts:
+    """Multiply-adds of one image in each part of a graph of N blocks.
+
+    Attributes:
+        nodes: int64 (N,), of each block.
+        routers: int64 (N,), of each block's router; 0 where there is none.
+        edges: int64 (N + 1, N + 1), of each edge j -> i at [j, i]; 0 in a chain, where features
+            are handed on as they are.
+    """
+
+    nodes: np.ndarray
+    routers: np.ndarray
+    edges: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """With every node on and every edge open."""
+        return int(self.nodes.sum() + self.routers.sum() + self.edges.sum())
+
+    def macs(self, is_open: tf.Tensor) -> tf.Tensor:
+        """What images compute: open edges, and the blocks and routers of the nodes that are on.
+
+        Args:
+            is_open: (batch, N + 1, N + 1), a floating point dtype: 1 for open edges, 0 for closed
+                ones. A mask that carries a gradient gives the costs one: a node is on as much as
+                the most open edge into it.
+
+        Returns:
+            Multiply-adds, (batch,), of the dtype of `is_open`. Exact in float64.
+        """
+        is_on = tf.concat(
+            [tf.ones_like(is_open[:, 0, :1]), tf.reduce_max(is_open, axis=1)[:, 1:-1]], axis=1
+        )
+        nodes = tf.reduce_sum(is_on * tf.cast(self.nodes + self.routers, is_open.dtype), axis=1)
+        edges = is_open * tf.cast(self.edges, is_open.dtype)
+        return nodes + tf.reduce_sum(edges, axis=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCosts:
+    """Multiply-adds of one image in each part of a model; see `model_costs`.
+
+    Attributes:
+        items: what computes, in the order of the network.
+        graphs: the costs of each graph with edges, by the name of its adjacency.
+    """
+
+    items: tuple[MacItem, ...]
+    graphs: Mapping[str, GraphCosts]
+
+    @property
+    def total(self) -> int:
+        """With every node on and every edge open."""
+        return sum(item["macs"] for item in self.items)
+
+    def of_images(
+        self, found: Mapping[str, np.ndarray | tf.Tensor], count: int | tf.Tensor
+    ) -> tf.Tensor:
+        """What each image computes, without what its closed edges and nodes that are off save.
+
+        Args:
+            found: the images' adjacency, dict of name to array or tensor (count, N + 1, N + 1).
+            count: number of images, int or scalar tensor.
+
+        Returns:
+            int64 tensor (count,), multiply-adds.
+        """
+        elsewhere = self.total - sum(graph.total for graph in self.graphs.values())
+        macs = tf.fill([count], tf.constant(elsewhere, tf.int64))
+        for name, graph in self.graphs.items():
+            is_open = tf.cast(tf.convert_to_tensor(found[name]) > 0, tf.float64)
+            macs += tf.cast(graph.macs(is_open), tf.int64)
+        return macs
+
+
+_known: weakref.WeakKeyDictionary[keras.Model, dict[tuple[int, ...], ModelCosts]]
+_known = weakref.WeakKeyDictionary()
+
+
+def model_costs(model: keras.Model, image_size: Sequence[int] | None = None) -> ModelCosts:
+    """The multiply-adds of a model's parts; counted once for a model and a size.
+
+    Args:
+        model: a backbone or classifier of this package.
+        image_size: (height, width) in pixels; None means the model's input, or where that is not
+            fixed `model.preprocessing.image_size`.
+
+    Raises:
+        ValueError: if a layer's multiply-adds are not known; see `count_layer`.
+    """
+    _, height, width, channels = model.input_shape
+    size = image_size or (height, width)
+    if None in size:
+        size = model.preprocessing.image_size
+    shape = (1, *size, channels)
+    known = _known.setdefault(model, {})
+    if shape not in known:
+        known[shape] = _count(model, shape)
+    return known[shape]
+
+
+def _count(model, shape):
+    items: list[MacItem] = []
+    graphs: dict[str, GraphCosts] = {}
+    for layer in model.layers:
+        if isinstance(layer, GraphStage):
+            shape, found = _count_stage(layer, shape, layer.name, items)
+            graphs |= found
+        else:
+            shape = count_layer(layer, shape, layer.name, items)
+    return ModelCosts(tuple(items), graphs)
 
 
 def count_macs(
@@ -72,80 +190,24 @@ def count_macs(
     if images is not None:
         if image_size is not None:
             raise ValueError("Give `images` or `image_size`, not both.")
-        image_size = images.shape[1:3]
-    _, height, width, channels = model.input_shape
-    defaults = image_size or (height, width)
-    if None in defaults:
-        defaults = model.preprocessing.image_size
-    shape = (1, *defaults, channels)
-    items: list[MacItem] = []
-    for layer in model.layers:
-        shape = count_layer(layer, shape, layer.name, items)
-    by_kind = dict.fromkeys(("convolution", "dense", "router", "aggregation"), 0)
-    for item in items:
+        image_size = tuple(images.shape[1:3])
+    costs = model_costs(model, image_size)
+    by_kind = dict.fromkeys(KINDS, 0)
+    for item in costs.items:
         by_kind[item["kind"]] += item["macs"]
     counted: MacCount = {
-        "macs": sum(by_kind.values()),
+        "macs": costs.total,
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
         "by_kind": by_kind,
-        "items": items,
+        "items": [MacItem(**item) for item in costs.items],
     }
     if images is not None:
-        counted["per_instance"] = _count_instances(model, images, counted)
+        found = adjacency(model, images)
+        counted["per_instance"] = {
+            "macs": costs.of_images(found, len(images)).numpy(),
+            "open_edges": {name: matrix > 0 for name, matrix in found.items()},
+        }
     return counted
-
-
-def _count_instances(model, images, counted):
-    found = adjacency(model, images)
-    return {
-        "macs": instance_macs(model, counted, found, len(images)).numpy(),
-        "open_edges": {name: matrix > 0 for name, matrix in found.items()},
-    }
-
-
-def instance_macs(
-    model: keras.Model,
-    counted: MacCount,
-    found: Mapping[str, np.ndarray | tf.Tensor],
-    count: int | tf.Tensor,
-) -> tf.Tensor:
-    """The total less what each image's closed edges and nodes that are off would save.
-
-    Args:
-        model: a backbone or classifier of this package.
-        counted: of `count_macs(model)`, at the size of the images.
-        found: their adjacency, dict of name to array or tensor (count, N + 1, N + 1).
-        count: number of images, int or scalar tensor.
-
-    Returns:
-        int64 tensor (count,), multiply-adds.
-    """
-    macs = tf.fill([count], tf.constant(counted["macs"], tf.int64))
-    stages = [layer for layer in model.layers if isinstance(layer, GraphStage)]
-    for stage in (s for s in stages if s.wiring != "chain"):
-        for graph in stage.graphs:
-            is_open = tf.convert_to_tensor(found[graph.key]) > 0
-            edge, nodes = _unit_costs(stage, graph, counted["items"])
-            opened = tf.reduce_sum(tf.cast(is_open, tf.int64), axis=(1, 2))
-            is_off = tf.logical_not(tf.reduce_any(is_open, axis=1))[:, 1:-1]
-            macs -= (graph.num_edges - opened) * edge
-            macs -= tf.reduce_sum(tf.cast(is_off, tf.int64) * nodes, axis=1)
-    return macs
-
-
-def _unit_costs(stage, graph, items):
-    """MACs of an edge of a graph, and int64 (N - 1,) of its nodes but the first, with routers."""
-    edge = _macs_under(items, f"{graph.key}/edges") // graph.num_edges
-    nodes = [
-        _macs_under(items, f"{stage.name}/{stage.blocks[index].name}")
-        + _macs_under(items, f"{stage.name}/router_{index}")
-        for index in range(graph.first + 1, graph.last + 1)
-    ]
-    return edge, tf.constant(nodes, tf.int64)
-
-
-def _macs_under(items, name):
-    return sum(i["macs"] for i in items if i["name"] == name or i["name"].startswith(name + "/"))
 
 
 @functools.singledispatch
@@ -240,15 +302,31 @@ def _(layer, shape, name, items):
 
 @count_layer.register(GraphStage)
 def _(layer, shape, name, items):
-    for block in layer.blocks:
+    return _count_stage(layer, shape, name, items)[0]
+
+
+def _count_stage(stage, shape, name, items):
+    """Appends a stage's items; returns its output shape and its graphs' `GraphCosts` by key."""
+    blocks = []
+    for block in stage.blocks:
+        before = len(items)
         shape = count_layer(block, shape, f"{name}/{block.name}", items)
-    for graph in layer.graphs:
-        if layer.wiring == "dynamic":
-            for node in range(graph.num_blocks):
-                name_of_router = f"{name}/router_{graph.first + node}"
-                macs = (graph.num_blocks - node) * shape[-1]
-                items.append({"name": name_of_router, "kind": "router", "macs": macs})
-        if layer.wiring != "chain":
-            macs = graph.num_edges * math.prod(shape[1:])
-            items.append({"name": f"{graph.key}/edges", "kind": "aggregation", "macs": macs})
-    return shape
+        blocks.append(sum(item["macs"] for item in items[before:]))
+    return shape, {g.key: _count_graph(stage, g, blocks, shape, name, items) for g in stage.graphs}
+
+
+def _count_graph(stage, graph, blocks, shape, name, items):
+    """Appends a graph's routers and edges; returns its `GraphCosts`."""
+    n = graph.num_blocks
+    routers, edges = np.zeros(n, "int64"), np.zeros((n + 1, n + 1), "int64")
+    if stage.options.wiring == "dynamic":
+        routers = np.arange(n, 0, -1) * shape[-1]
+        for node, macs in enumerate(routers.tolist()):
+            router = f"{name}/router_{graph.first + node}"
+            items.append({"name": router, "kind": "router", "macs": macs})
+    if stage.options.wiring != "chain":
+        edges = np.triu(np.full((n + 1, n + 1), math.prod(shape[1:])), k=1)
+        item = {"name": f"{graph.key}/edges", "kind": "aggregation", "macs": int(edges.sum())}
+        items.append(item)
+    nodes = np.array(blocks[graph.first : graph.last + 1], "int64")
+    return GraphCosts(nodes, routers, edges)

@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dgnet_keras.layers.wiring import ROUTED, default_edge_scale
+from dgnet_keras.layers.options import default_edge_scale
+from dgnet_keras.layers.wiring import ROUTED
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")

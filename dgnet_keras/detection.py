@@ -27,37 +27,34 @@ from dgnet_keras.backbones.base import Backbone as KerasBackbone
 from dgnet_keras.backbones.base import construction_scope
 from dgnet_keras.classifier import create
 from dgnet_keras.convert import is_wiring_weight
+from dgnet_keras.layers.options import GraphOptions
 
 if TYPE_CHECKING:
     from official.vision.configs import common
 
 
+# Model Garden's configurations are mutable, so they cannot inherit from the options themselves.
+_GraphConfig: Any = dataclasses.make_dataclass(
+    "_GraphConfig",
+    [(f.name, f.type, f.default) for f in dataclasses.fields(GraphOptions)],
+    bases=(hyperparams.Config,),
+)
+
+
 @dataclasses.dataclass
-class DGNet(hyperparams.Config):
+class DGNet(_GraphConfig):
     """Model Garden's configuration of a backbone of this package.
+
+    It has the fields of `layers.GraphOptions`, and:
 
     Attributes:
         name: one of `dgnet_keras.list_variants()`.
-        wiring: see `dgnet_keras.create`, as for all but the last two.
-        threshold: see there.
-        edge_scale: see there.
-        init: see there.
-        gate: see there.
-        learn_threshold: see there.
-        max_nodes: see there.
-        seed: see there.
+        seed: see `dgnet_keras.create`.
         weights: file that the backbone's weights are read from, or None.
         overrides: fields of the family's Spec, such as `{"depths": [2, 2, 2, 2]}`, or None.
     """
 
     name: str = "resnet50"
-    wiring: str = "dynamic"
-    threshold: float = 0.1
-    edge_scale: float | None = None
-    init: str = "open"
-    gate: str = "straight_through"
-    learn_threshold: bool = False
-    max_nodes: int | None = None
     seed: int = 0
     weights: str | None = None
     overrides: hyperparams.Config | None = None

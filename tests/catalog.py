@@ -81,6 +81,12 @@ def randomize(model, seed=0, scale=2.0):
     return model
 
 
+def weight(model, ending):
+    """The one weight of a model, or of a layer, whose path ends so: `"router_0/kernel"`."""
+    (found,) = (v for v in model.weights if v.path.endswith(ending))
+    return found
+
+
 def images(batch=4, size=16, seed=0):
     """Random images, as a model takes them: float32 (batch, size, size, 3)."""
     return np.random.default_rng(seed).normal(size=(batch, size, size, 3)).astype("float32")

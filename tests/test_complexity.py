@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, images
+from catalog import create, images, weight
 from conftest import SHARED
 
 import dgnet_keras as dg
@@ -124,7 +124,7 @@ def test_every_static_variant_equals_the_reference(family):
 def test_each_image_has_its_own_count():
     model = create("resnet_cifar_learned", input_shape=(16, 16, 3), depths=(3,), widths=(4,))
     x = images(2)
-    logits = model.get_layer("stage1")._graph_weights["stage1"]
+    logits = weight(model, "stage1/edge_logits")
     total = dg.count_macs(model)
     block, edge, router = 16 * 16 * 2 * 9 * 4 * 4, 16 * 16 * 4, 0
     logits.assign([3, 3, 3, 3, 3, 3])  # 0->1, 0->2, 0->3, 1->2, 1->3, 2->3: every edge open
@@ -139,8 +139,7 @@ def test_each_image_has_its_own_count():
 
 def test_a_node_that_is_off_saves_its_router_too():
     model = create("resnet_cifar_split", input_shape=(16, 16, 3), depths=(3,), widths=(4,))
-    routers = model.get_layer("stage1")._routers
-    routers["0"].bias.assign([-9, 3, 3])
+    weight(model, "stage1/router_0/bias").assign([-9, 3, 3])
     block, edge, router = 16 * 16 * 2 * 9 * 4 * 4, 16 * 16 * 4, 2 * 4
     counted = dg.count_macs(model, images(1))
     assert counted["per_instance"]["macs"] == counted["macs"] - block - 3 * edge - router
@@ -149,3 +148,37 @@ def test_a_node_that_is_off_saves_its_router_too():
 def test_images_and_an_image_size_are_not_both_taken():
     with pytest.raises(ValueError, match="not both"):
         dg.count_macs(create("resnet_basic"), images(), image_size=(16, 16))
+
+
+def test_the_costs_of_a_graph_are_those_of_its_parts_by_hand():
+    model = create("resnet_basic", input_shape=(32, 32, 3), depths=(2,), widths=(4,))
+    (name, graph), costs = *complexity.model_costs(model).graphs.items(), None
+    block, channels, pixels = 2 * 9 * 4 * 4 * 8 * 8, 4, 8 * 8
+    assert name == "stage1"
+    assert graph.nodes.tolist() == [9 * 64 * 4 * pixels + block // 2 + 64 * 4 * pixels, block]
+    assert graph.routers.tolist() == [2 * channels, channels]
+    np.testing.assert_array_equal(graph.edges, np.triu(np.full((3, 3), channels * pixels), k=1))
+
+
+def test_costs_have_a_gradient_with_regard_to_open_edges():
+    graph = complexity.GraphCosts(
+        nodes=np.array([100, 20]), routers=np.array([3, 1]), edges=np.triu(np.full((3, 3), 7), k=1)
+    )
+    is_open = tf.constant([np.triu(np.ones((3, 3)), k=1), [[0, 0, 1], [0, 0, 0], [0, 0, 0]]])
+    with tf.GradientTape() as tape:
+        tape.watch(is_open)
+        macs = graph.macs(is_open)
+    np.testing.assert_array_equal(macs, [100 + 20 + 3 + 1 + 3 * 7, 100 + 3 + 7])
+    # Edge 0 -> 1 alone leads into node 1: opening it turns the node on, and its router.
+    np.testing.assert_array_equal(tape.gradient(macs, is_open)[0, :2, 1:], [[28, 7], [0, 7]])
+
+
+def test_a_model_is_counted_once_for_a_size():
+    model = create("resnet_basic", input_shape=(None, None, 3))
+    costs = complexity.model_costs(model, (32, 32))
+    assert complexity.model_costs(model, (32, 32)) is costs
+    assert (
+        complexity.model_costs(model, (64, 64)).total
+        > costs.total
+        == sum(item["macs"] for item in dg.count_macs(model, image_size=(32, 32))["items"])
+    )

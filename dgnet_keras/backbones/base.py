@@ -5,15 +5,14 @@ import dataclasses
 import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_input_shape, check_positive, closest
-from dgnet_keras.layers.gate import Gate
 from dgnet_keras.layers.graph import GraphStage
-from dgnet_keras.layers.wiring import Init
+from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
 
 # Layer path to timm's module, for the families that timm's ResNet class covers.
@@ -132,20 +131,15 @@ class Backbone(GraphModel):
     Args:
         spec: a variant's name, or an instance of the family's Spec.
         input_shape: (height, width, channels) in pixels; height and width may be None.
-        wiring: see `GraphStage`, as for all arguments down to `max_nodes`.
-        threshold: see `GraphStage`.
-        edge_scale: see `GraphStage`.
-        init: see `GraphStage`.
-        gate: see `GraphStage`.
-        learn_threshold: see `GraphStage`.
-        max_nodes: see `GraphStage`.
         seed: of the initial weights and of random wiring. Blocks of equal seed start equal in
             every wiring.
         preprocessing: a `Preprocessing`, or None for the default of `input_shape`.
         dtype: dtype policy of the layers; None means Keras's global policy.
         name: of the model; None means the variant's name.
+        **options: fields of `layers.GraphOptions`, which says what each does.
 
     Attributes:
+        graph_options: the `GraphOptions`.
         pyramid_outputs: dict `"P<level>"` to the symbolic output of the last stage of stride
             2^level, (batch, height / 2^level, width / 2^level, channels).
         adjacency_outputs: dict stage or graph name to its symbolic adjacency, float32
@@ -160,37 +154,24 @@ class Backbone(GraphModel):
     variants: ClassVar[Mapping[str, Spec]]
     timm_names: ClassVar[Mapping[str, str]]
 
+    @shows_graph_options
     def __init__(
         self,
         spec: str | Spec,
         *,
         input_shape: Sequence[int | None] = (224, 224, 3),
-        wiring: str = "dynamic",
-        threshold: float = 0.1,
-        edge_scale: float | None = None,
-        init: Init = "open",
-        gate: Gate = "straight_through",
-        learn_threshold: bool = False,
-        max_nodes: int | None = None,
         seed: int = 0,
         preprocessing: Preprocessing | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
+        **options: Unpack[GraphKeywords],
     ) -> None:
         input_shape = check_input_shape(input_shape)
+        graph_options = GraphOptions(**options)
         if isinstance(spec, str):
             name = name or spec
             spec = self.variant_spec(spec)
         dtype = keras.dtype_policies.get(dtype)
-        graph_options: dict[str, Any] = {
-            "wiring": wiring,
-            "threshold": threshold,
-            "edge_scale": edge_scale,
-            "init": init,
-            "gate": gate,
-            "learn_threshold": learn_threshold,
-            "max_nodes": max_nodes,
-        }
         pyramid: dict[str, keras.KerasTensor] = {}
         adjacency: dict[str, keras.KerasTensor] = {}
         with construction_scope(seed, dtype):
@@ -198,7 +179,7 @@ class Backbone(GraphModel):
             x = self.stem(spec, inputs)
             stride = spec.stem_reduction
             for k, blocks in enumerate(self.stage_blocks(spec), start=1):
-                stage = GraphStage(blocks, seed=(seed, k), name=f"stage{k}", **graph_options)
+                stage = GraphStage(blocks, seed=(seed, k), name=f"stage{k}", **options)
                 outputs = stage(x)
                 x = outputs["features"]
                 stride *= blocks[0].strides
@@ -208,15 +189,15 @@ class Backbone(GraphModel):
             outputs = self.head(spec, x)
         super().__init__(inputs=inputs, outputs=outputs, name=name or self.family)
         self.spec: Any = spec
+        self.graph_options = graph_options
         self.pyramid_outputs = pyramid
         self.adjacency_outputs = adjacency
         self.preprocessing = preprocessing or Preprocessing.for_input(
             input_shape, crop=spec.default_crop
         )
-        self._options: dict[str, Any] = {
+        self.seed = seed
+        self._layer_options = {
             "input_shape": input_shape,
-            **graph_options,
-            "seed": seed,
             "dtype": keras.dtype_policies.serialize(dtype),
         }
 
@@ -248,7 +229,7 @@ class Backbone(GraphModel):
     @property
     def wiring(self) -> str:
         """The wiring of the graph stages."""
-        return self._options["wiring"]
+        return self.graph_options.wiring
 
     @property
     def stages(self) -> list[GraphStage]:
@@ -259,7 +240,9 @@ class Backbone(GraphModel):
         """The constructor's arguments; the spec as a dict of its fields."""
         return {
             "spec": dataclasses.asdict(self.spec),
-            **self._options,
+            **self._layer_options,
+            **self.graph_options.keywords(),
+            "seed": self.seed,
             "preprocessing": self.preprocessing.to_config(),
             "name": self.name,
             "frozen": self.frozen_layers(),

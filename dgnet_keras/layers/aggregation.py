@@ -5,12 +5,13 @@ written. `docs/performance.md` has the measurements behind each choice here.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import tensorflow as tf
 
 from dgnet_keras.layers.devices import has_accelerator
-from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.rebuild import mark_rebuildable
+from dgnet_keras.layers.router import pool
 
 # Sums of at most so many features are made again in the backward pass rather than kept.
 REBUILT_SOURCES = 2
@@ -44,20 +45,14 @@ def aggregate(column: tf.Tensor, features: Sequence[tf.Tensor]) -> tf.Tensor:
     return apply(column, *features)
 
 
-class ForwardFeatures:
+class Sources(Protocol):
     """The features of a graph's nodes, and the sums of them that later nodes take in.
 
-    Equals `aggregate` for each node. For inference: gradients are TensorFlow's own, so that the
-    graph of an export holds plain operations only. It is no faster than `Features`.
-
-    Args:
-        num_nodes: N, the number of nodes that are added.
-        pool: whether `add` gives pooled features.
+    The constructor takes `num_nodes`, N, the number of nodes that are added, and `pool`, whether
+    `add` gives pooled features.
     """
 
-    def __init__(self, num_nodes: int, *, pool: bool) -> None:
-        self._pool = pool
-        self._features: list[tf.Tensor] = []
+    def __init__(self, num_nodes: int, *, pool: bool) -> None: ...
 
     def add(self, features: tf.Tensor) -> tf.Tensor | None:
         """Adds the next node's features, (batch, height, width, channels).
@@ -66,16 +61,34 @@ class ForwardFeatures:
             Their mean over height and width, (batch, 1, 1, channels), float32 (float64 for
             float64 features), or None without pooling.
         """
-        self._features.append(features)
-        return _pool(features) if self._pool else None
 
     def aggregate(self, column: tf.Tensor) -> tf.Tensor:
         """What the next node takes in, by its column of the adjacency, (batch, sources)."""
+
+
+class ForwardFeatures(Sources):
+    """`Sources` for inference: equals `aggregate` for each node.
+
+    Gradients are TensorFlow's own, so that the graph of an export holds plain operations only.
+    It is no faster than `Features`.
+    """
+
+    def __init__(self, num_nodes: int, *, pool: bool) -> None:
+        self._pool = pool
+        self._features: list[tf.Tensor] = []
+
+    def add(self, features: tf.Tensor) -> tf.Tensor | None:
+        """Adds the next node's features; see `Sources`."""
+        self._features.append(features)
+        return pool(features) if self._pool else None
+
+    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
+        """What the next node takes in; see `Sources`."""
         return _weighted_sum(tf.unstack(column, axis=1), self._features)
 
 
-class Features:
-    """As `ForwardFeatures`, forward and backward, but for training: less in the backward pass.
+class Features(Sources):
+    """`Sources` for training: equals `ForwardFeatures`, with less in the backward pass.
 
     There, source j's gradient is `sum_i A[:, j, i] * g_i` over the gradients g_i of what its
     targets took in. TensorFlow adds up a tensor's gradients as they come, so with `aggregate`
@@ -83,10 +96,6 @@ class Features:
     gives each target a reference of its own, whose gradient is g_i itself, not yet scaled; when
     all have come, one sum over them is made with the cached adjacency. The gradient of the
     pooled features joins it.
-
-    Args:
-        num_nodes: N, the number of nodes that are added.
-        pool: whether `add` gives pooled features.
     """
 
     def __init__(self, num_nodes: int, *, pool: bool) -> None:
@@ -97,17 +106,12 @@ class Features:
         self._weights: list[list[tf.Tensor]] = []
 
     def add(self, features: tf.Tensor) -> tf.Tensor | None:
-        """Adds the next node's features, (batch, height, width, channels).
-
-        Returns:
-            Their mean over height and width, (batch, 1, 1, channels), float32 (float64 for
-            float64 features), or None without pooling.
-        """
+        """Adds the next node's features; see `Sources`."""
         source = len(self._references)
 
         @tf.custom_gradient
         def refer(x):
-            pooled = [_pool(x)] if self._pool else []
+            pooled = [pool(x)] if self._pool else []
 
             def gradient(*upstreams):
                 weights = [column[source] for column in self._weights[source:]]
@@ -126,7 +130,7 @@ class Features:
         return outputs[-1] if self._pool else None
 
     def aggregate(self, column: tf.Tensor) -> tf.Tensor:
-        """What the next node takes in, by its column of the adjacency, (batch, sources)."""
+        """What the next node takes in; see `Sources`."""
         target = len(self._references)
         references = [r[target - 1 - j] for j, r in enumerate(self._references)]
         # The gradients below take the features themselves and weights from outside, not the
@@ -189,12 +193,3 @@ def _inner_product(a, b, dtype):
         x=tf.reshape(a, row), y=tf.reshape(b, row), Tout=dtype, adj_y=True
     )
     return tf.reshape(products, shape[:1])
-
-
-def _pool(features):
-    """Mean over height and width, (batch, 1, 1, channels)."""
-    x = tf.cast(features, gate_dtype(features.dtype))
-    shape = tf.shape(x)
-    # Over one axis: TensorFlow's sum over two neighbouring axes is slower on a CPU.
-    flat = tf.reshape(x, tf.stack([shape[0], shape[1] * shape[2], x.shape[3]]))
-    return tf.reduce_mean(flat, axis=1)[:, None, None, :]

@@ -2,15 +2,64 @@
 
 import math
 import numbers
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_choice
 
-Gate = Literal["straight_through", "masked", "surrogate"]
-GATES: tuple[Gate, ...] = get_args(Gate)
+if TYPE_CHECKING:
+    from dgnet_keras.layers.options import GraphOptions
+
+# A layer that gates the edges into a node, as a function of the options and `name` and `dtype`.
+GateFactory = Callable[..., keras.layers.Layer]
+
+Gradient = Literal["straight_through", "masked", "surrogate"]
+GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
+_registered: dict[str, GateFactory] = {}
+
+
+def gates() -> tuple[str, ...]:
+    """Names of all gates, the registered ones last."""
+    return (*GRADIENTS, *_registered)
+
+
+def register_gate(name: str, make: GateFactory) -> None:
+    """Adds a gate: a layer that turns the edges into a node into their weights, 0 where closed.
+
+    It is called as `gate(edge_weights, logits=, keep=, threshold=, training=)`: weights and
+    logits of the edges, float32 (batch, sources); `keep`, boolean of that shape, or None: edges
+    that must stay open; `threshold`, a scalar, (batch, 1) or None: taken in place of its own. It
+    returns (batch, sources). A process that loads a saved model has to register the name before.
+
+    Args:
+        name: what `GraphStage`, the backbones and `create` then take as `gate`.
+        make: function of a stage's `GraphOptions` and of the keyword arguments `name` and `dtype`
+            of the layer that it returns.
+
+    Raises:
+        ValueError: if `name` is that of a built-in gate, or no non-empty string.
+    """
+    if name in GRADIENTS or not isinstance(name, str) or not name:
+        raise ValueError(
+            f"`name` must be a new gate's, not one of {list(GRADIENTS)}. Received: name={name!r}"
+        )
+    _registered[name] = make
+
+
+def make_gate(options: "GraphOptions", **kwargs: Any) -> keras.layers.Layer:
+    """The gate that a stage's options name; `kwargs` are the layer's `name` and `dtype`."""
+    if options.gate in _registered:
+        return _registered[options.gate](options, **kwargs)
+    return ThresholdGate(
+        options.threshold,
+        gate=options.gate,  # type: ignore[arg-type]  # one of GRADIENTS, the options say
+        learn_threshold=options.learn_threshold,
+        edge_scale=options.resolved_edge_scale,
+        **kwargs,
+    )
 
 
 def gate_dtype(compute_dtype: str | tf.DType) -> str:
@@ -18,17 +67,34 @@ def gate_dtype(compute_dtype: str | tf.DType) -> str:
     return "float64" if keras.backend.standardize_dtype(compute_dtype) == "float64" else "float32"
 
 
-def check_threshold(threshold: float, edge_scale: float) -> None:
-    """Raises `ValueError` unless 0 <= threshold < edge_scale, both finite numbers."""
+def check_gate(gate: str, *, threshold: float, edge_scale: float, learn_threshold: bool) -> None:
+    """Raises `ValueError` for a threshold outside [0, edge_scale), or that cannot be learned."""
     for name, value in (("edge_scale", edge_scale), ("threshold", threshold)):
         if not isinstance(value, numbers.Real):
             raise ValueError(f"`{name}` must be a number. Received: {value!r}")
-    if not (math.isfinite(edge_scale) and edge_scale > 0):
-        raise ValueError(f"`edge_scale` must be a positive number. Received: {edge_scale}")
+    check_edge_scale(edge_scale)
     if not 0 <= threshold < edge_scale:
         raise ValueError(
             f"`threshold` must be in [0, edge_scale) = [0, {edge_scale}). "
             f"Received: threshold={threshold}"
+        )
+    if learn_threshold and gate in GRADIENTS and gate != "surrogate":
+        raise ValueError(
+            "`learn_threshold=True` needs `gate='surrogate'`, the only gate whose gradient "
+            f"reaches the threshold. Received: gate={gate!r}"
+        )
+    if learn_threshold and threshold == 0:
+        raise ValueError(
+            "`learn_threshold=True` needs an initial `threshold` above 0. "
+            f"Received: threshold={threshold}"
+        )
+
+
+def check_edge_scale(edge_scale: float) -> None:
+    """Raises `ValueError` unless it is a positive, finite number."""
+    if not (math.isfinite(edge_scale) and edge_scale > 0):
+        raise ValueError(
+            f"`edge_scale` must be a positive number. Received: edge_scale={edge_scale}"
         )
 
 
@@ -36,7 +102,7 @@ def threshold_gate(
     edge_weights: tf.Tensor,
     threshold: float | tf.Tensor,
     *,
-    gate: Gate = "straight_through",
+    gate: Gradient = "straight_through",
     sharpness: float = 10.0,
     keep: tf.Tensor | None = None,
 ) -> tf.Tensor:
@@ -51,7 +117,7 @@ def threshold_gate(
     Args:
         edge_weights: tensor of any shape, float32 or float64.
         threshold: scalar, or a tensor that broadcasts against `edge_weights`, of its dtype.
-        gate: one of `GATES`.
+        gate: one of `GRADIENTS`.
         sharpness: k above, per unit of edge weight.
         keep: boolean tensor shaped like `edge_weights`; its edges are open even under the
             threshold. None keeps none.
@@ -123,27 +189,19 @@ class ThresholdGate(keras.layers.Layer):
         self,
         threshold: float = 0.1,
         *,
-        gate: Gate = "straight_through",
+        gate: Gradient = "straight_through",
         learn_threshold: bool = False,
         edge_scale: float = 1.0,
         sharpness: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
-        check_choice("gate", gate, GATES)
-        check_threshold(threshold, edge_scale)
+        check_choice("gate", gate, GRADIENTS)
+        check_gate(
+            gate, threshold=threshold, edge_scale=edge_scale, learn_threshold=learn_threshold
+        )
         if not sharpness > 0:
             raise ValueError(f"`sharpness` must be positive. Received: sharpness={sharpness}")
-        if learn_threshold and gate != "surrogate":
-            raise ValueError(
-                "`learn_threshold=True` needs `gate='surrogate'`, the only gate whose gradient "
-                f"reaches the threshold. Received: gate={gate!r}"
-            )
-        if learn_threshold and threshold == 0:
-            raise ValueError(
-                "`learn_threshold=True` needs an initial `threshold` above 0. "
-                f"Received: threshold={threshold}"
-            )
         self.threshold = float(threshold)
         self.gate = gate
         self.learn_threshold = learn_threshold
@@ -173,8 +231,10 @@ class ThresholdGate(keras.layers.Layer):
         inputs: tf.Tensor,
         keep: tf.Tensor | None = None,
         threshold: float | tf.Tensor | None = None,
+        logits: tf.Tensor | None = None,
+        training: bool | None = None,
     ) -> tf.Tensor:
-        """Gates the edge weights, of any shape."""
+        """Gates the edge weights, of any shape; `logits` and `training` change nothing here."""
         edge_weights = tf.cast(inputs, gate_dtype(self.compute_dtype))
         return threshold_gate(
             edge_weights,
@@ -184,12 +244,7 @@ class ThresholdGate(keras.layers.Layer):
             keep=keep,
         )
 
-    def compute_output_spec(
-        self,
-        inputs: keras.KerasTensor,
-        keep: keras.KerasTensor | None = None,
-        threshold: float | keras.KerasTensor | None = None,
-    ) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor, **kwargs: Any) -> keras.KerasTensor:
         """The output's shape is the input's; its dtype is float32 under every policy."""
         return keras.KerasTensor(inputs.shape, dtype=gate_dtype(self.compute_dtype))
 

@@ -3,33 +3,29 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self, Unpack
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.checks import check_choice
-from dgnet_keras.layers.aggregation import Features, ForwardFeatures
-from dgnet_keras.layers.edges import FixedEdges, RoutedEdges
-from dgnet_keras.layers.gate import Gate, ThresholdGate, check_threshold, gate_dtype
+from dgnet_keras.layers.aggregation import Features, ForwardFeatures, Sources
+from dgnet_keras.layers.edges import Edges, FixedEdges, RoutedEdges
+from dgnet_keras.layers.gate import gate_dtype, make_gate
+from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
-from dgnet_keras.layers.wiring import (
-    ROUTED,
-    Init,
-    default_edge_scale,
-    fixed_adjacency,
-    initial_edge_biases,
-    is_stored,
-    wirings,
-)
-
-INITS: tuple[Init, ...] = get_args(Init)
+from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
 
 
 @dataclasses.dataclass(frozen=True)
-class _Graph:
-    """One graph of a stage: its blocks are the stage's `first` to `first + num_blocks - 1`."""
+class Graph:
+    """One graph of a stage.
+
+    Attributes:
+        key: its name in the stage's dict of adjacency.
+        first: index of its first block in the stage.
+        num_blocks: N; the blocks are those from `first` to `last`.
+    """
 
     key: str
     first: int
@@ -37,10 +33,12 @@ class _Graph:
 
     @property
     def last(self) -> int:
+        """Index of its last block in the stage."""
         return self.first + self.num_blocks - 1
 
     @property
     def num_edges(self) -> int:
+        """Edges between the blocks and into the output; 0 for a graph of one block."""
         if self.num_blocks == 1:
             return 0
         return self.num_blocks * (self.num_blocks + 1) // 2
@@ -70,20 +68,15 @@ class GraphStage(keras.layers.Layer):
     Args:
         blocks: list of layers with distinct names, features in, features out. `blocks[0]` takes
             the stage's input and may change its shape; the others must keep it.
-        wiring: `"dynamic"` (routers), `"chain"` (only edges i - 1 -> i of weight 1: the original
-            network), `"learned"` (one trainable logit an edge, the same for every sample),
-            `"random"` (seeded Bernoulli(0.5) edges of weight 1 / in-degree), `"complete"` (every
-            edge, weight 1 / in-degree), or one of `register_wiring`.
-        threshold: float in [0, edge_scale), in units of edge weight.
-        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
-        init: `"open"`: every edge starts open with weight edge_scale / 2. `"static"`: chain
-            edges start with weight exactly 1 and all others closed, so that the stage computes
-            what the chain of its blocks computes.
-        gate: the gate's gradient: `"straight_through"`, `"masked"` or `"surrogate"`.
-        learn_threshold: whether each node's threshold is trained (surrogate gate only).
-        max_nodes: int of at least 2, or None. Bounds the blocks of one graph: a deeper stage is
-            split into consecutive graphs of near-equal size.
         seed: int, or sequence of ints; for `wiring="random"` and registered ones only.
+        name: of the layer; it begins the keys of the adjacency.
+        dtype: dtype policy; the blocks have their own.
+        trainable: whether the stage's weights are trained.
+        **options: fields of `GraphOptions`, which says what each does.
+
+    Attributes:
+        options: the `GraphOptions`, with the values that None stands for. Each option is also an
+            attribute of its own name.
 
     Call arguments:
         inputs: features, (batch, height, width, channels).
@@ -103,66 +96,39 @@ class GraphStage(keras.layers.Layer):
             an input that is not of rank 4, or a block that changes the stage's feature shape.
     """
 
+    @shows_graph_options
     def __init__(
         self,
         blocks: Sequence[keras.layers.Layer],
         *,
-        wiring: str = "dynamic",
-        threshold: float = 0.1,
-        edge_scale: float | None = None,
-        init: Init = "open",
-        gate: Gate = "straight_through",
-        learn_threshold: bool = False,
-        max_nodes: int | None = None,
         seed: int | Sequence[int] = 0,
-        **kwargs: Any,
+        name: str | None = None,
+        dtype: str | keras.DTypePolicy | None = None,
+        trainable: bool = True,
+        **options: Unpack[GraphKeywords],
     ) -> None:
         # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
-        super().__init__(autocast=False, **kwargs)
-        check_choice("wiring", wiring, wirings())
-        check_choice("init", init, INITS)
-        if edge_scale is None:
-            edge_scale = default_edge_scale(init)
-        check_threshold(threshold, edge_scale)
-        _check_init(init, threshold, edge_scale)
-        if max_nodes is not None and (not isinstance(max_nodes, int) or max_nodes < 2):
-            raise ValueError(
-                f"`max_nodes` must be an integer of at least 2, or None. Received: {max_nodes!r}"
-            )
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
+        self.options = GraphOptions(**options).resolved()
+        for option, value in self.options.keywords().items():
+            setattr(self, option, value)
         self.blocks = list(blocks)
         names = [block.name for block in self.blocks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`blocks` must be layers with distinct names. Received: {names}")
-        self.wiring = wiring
-        self.threshold = float(threshold)
-        self.edge_scale = float(edge_scale)
-        self.init = init
-        self.gate = gate
-        self.learn_threshold = learn_threshold
-        self.max_nodes = max_nodes
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
-        # Made for every wiring, so that the options are checked before a router needs them.
-        self._gate_options: dict[str, Any] = {
-            "threshold": self.threshold,
-            "gate": gate,
-            "learn_threshold": learn_threshold,
-            "edge_scale": self.edge_scale,
-        }
-        ThresholdGate(**self._gate_options)
         self._graphs = self._split_into_graphs()
-        if wiring == "dynamic":
+        if self.options.wiring == "dynamic":
             self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
-        if wiring in ROUTED:
+        if self.options.wiring in ROUTED:
             self._gates = {
-                str(j + 1): ThresholdGate(
-                    **self._gate_options, dtype=self.dtype_policy, name=f"gate_{j + 1}"
-                )
+                str(j + 1): make_gate(self.options, name=f"gate_{j + 1}", dtype=self.dtype_policy)
                 for _, j in self._sources()
             }
 
     @property
-    def graphs(self) -> list[_Graph]:
+    def graphs(self) -> list[Graph]:
         """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
         return [g for g in self._graphs if g.num_blocks > 1]
 
@@ -172,11 +138,11 @@ class GraphStage(keras.layers.Layer):
 
     def _split_into_graphs(self):
         num_blocks = len(self.blocks)
-        parts = math.ceil(num_blocks / (self.max_nodes or num_blocks))
+        parts = math.ceil(num_blocks / (self.options.max_nodes or num_blocks))
         if parts == 1:
-            return [_Graph(self.name, 0, num_blocks)]
+            return [Graph(self.name, 0, num_blocks)]
         chunks = np.array_split(np.arange(num_blocks), parts)
-        return [_Graph(f"{self.name}_graph{k}", int(c[0]), len(c)) for k, c in enumerate(chunks)]
+        return [Graph(f"{self.name}_graph{k}", int(c[0]), len(c)) for k, c in enumerate(chunks)]
 
     def _sources(self):
         """(graph, index of the source block in the stage) for every block with outgoing edges."""
@@ -184,14 +150,17 @@ class GraphStage(keras.layers.Layer):
 
     def _make_router(self, graph, source):
         num_edges = graph.last + 1 - source
-        biases = initial_edge_biases(num_edges, init=self.init, threshold=self.threshold)
         return Router(
             num_edges,
-            edge_scale=self.edge_scale,
-            bias_initializer=_array_initializer(biases),
+            edge_scale=self.options.resolved_edge_scale,
+            bias_initializer=_array_initializer(self._initial_biases(num_edges)),
             dtype=self.dtype_policy,
             name=f"router_{source}",
         )
+
+    def _initial_biases(self, num_edges):
+        options = self.options
+        return initial_edge_biases(num_edges, init=options.init, threshold=options.threshold)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the blocks and, as the wiring needs, routers, gates, logits or adjacency."""
@@ -207,9 +176,9 @@ class GraphStage(keras.layers.Layer):
                     f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
                 )
         for graph, j in self._sources():
-            if self.wiring == "dynamic":
+            if self.options.wiring == "dynamic":
                 self._routers[str(j)].build(shapes[0])
-            if self.wiring in ROUTED:
+            if self.options.wiring in ROUTED:
                 self._gates[str(j + 1)].build((None, j + 1 - graph.first))
         self._graph_weights = {g.key: self._build_graph_weight(g) for g in self.graphs}
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: input_shape[-1]})
@@ -217,19 +186,16 @@ class GraphStage(keras.layers.Layer):
     def _build_graph_weight(self, graph):
         """The weight that a `learned` or a stored fixed graph holds, or None."""
         suffix = graph.key.removeprefix(self.name)
-        if self.wiring == "learned":
-            rows = [
-                initial_edge_biases(n, init=self.init, threshold=self.threshold)
-                for n in range(graph.num_blocks, 0, -1)
-            ]
-            biases = np.concatenate(rows)
+        if self.options.wiring == "learned":
+            sizes = range(graph.num_blocks, 0, -1)
+            biases = np.concatenate([self._initial_biases(n) for n in sizes])
             return self.add_weight(
                 name=f"edge_logits{suffix}",
                 shape=biases.shape,
                 initializer=_array_initializer(biases),
                 autocast=False,
             )
-        if is_stored(self.wiring):
+        if is_stored(self.options.wiring):
             adjacency = self._fixed_adjacency(graph)
             return self.add_weight(
                 name=f"adjacency{suffix}",
@@ -242,7 +208,7 @@ class GraphStage(keras.layers.Layer):
 
     def _fixed_adjacency(self, graph):
         seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
-        return fixed_adjacency(self.wiring, graph.num_blocks, seed)
+        return fixed_adjacency(self.options.wiring, graph.num_blocks, seed)
 
     def call(
         self,
@@ -260,10 +226,10 @@ class GraphStage(keras.layers.Layer):
             if graph.num_blocks == 1:
                 continue
             if adjacency is not None:
-                edges = FixedEdges(self._given(graph, adjacency))
+                edges: Edges = FixedEdges(self._given(graph, adjacency))
             else:
-                edges = self._make_edges(graph, tf.shape(features)[0], threshold)
-            if self.wiring == "chain" and adjacency is None:
+                edges = self._make_edges(graph, tf.shape(features)[0], threshold, training)
+            if self.options.wiring == "chain" and adjacency is None:
                 for block in blocks[1:]:
                     features = block(features)
             else:
@@ -281,30 +247,30 @@ class GraphStage(keras.layers.Layer):
             )
         return tf.cast(adjacency[graph.key], gate_dtype(self.compute_dtype))
 
-    def _make_edges(self, graph, batch_size, threshold):
-        dtype = gate_dtype(self.compute_dtype)
-        if self.wiring not in ROUTED:
-            matrix = self._graph_weights[graph.key]
-            if matrix is None:
-                matrix = self._fixed_adjacency(graph)
+    def _make_edges(self, graph, batch_size, threshold, training):
+        dtype, options = gate_dtype(self.compute_dtype), self.options
+        weight = self._graph_weights[graph.key]
+        if options.wiring not in ROUTED:
+            matrix = self._fixed_adjacency(graph) if weight is None else weight
             return FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
-        gates = [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)]
-        if self.wiring == "dynamic":
-            return RoutedEdges(
-                lambda j, pooled: self._routers[str(graph.first + j)](pooled),
-                gates,
-                needs_pooled=True,
-                threshold=threshold,
-            )
-        sizes = list(range(graph.num_blocks, 0, -1))
-        rows = tf.split(tf.cast(self._graph_weights[graph.key], dtype), sizes)
+        if options.wiring == "dynamic":
+
+            def route(j, pooled):
+                return self._routers[str(graph.first + j)](pooled)
+
+        else:
+            rows = tf.split(tf.cast(weight, dtype), list(range(graph.num_blocks, 0, -1)))
+
+            def route(j, pooled):
+                logits = tf.repeat(rows[j][None], batch_size, axis=0)
+                return edge_weights_from_logits(logits, options.resolved_edge_scale)
+
         return RoutedEdges(
-            lambda j, _: edge_weights_from_logits(
-                tf.repeat(rows[j][None], batch_size, axis=0), self.edge_scale
-            ),
-            gates,
-            needs_pooled=False,
+            route,
+            [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)],
+            needs_pooled=options.wiring == "dynamic",
             threshold=threshold,
+            training=training,
         )
 
     def compute_output_spec(
@@ -331,13 +297,7 @@ class GraphStage(keras.layers.Layer):
         return {
             **super().get_config(),
             "blocks": [keras.saving.serialize_keras_object(block) for block in self.blocks],
-            "wiring": self.wiring,
-            "threshold": self.threshold,
-            "edge_scale": self.edge_scale,
-            "init": self.init,
-            "gate": self.gate,
-            "learn_threshold": self.learn_threshold,
-            "max_nodes": self.max_nodes,
+            **self.options.keywords(),
             "seed": self.seed,
         }
 
@@ -350,25 +310,12 @@ class GraphStage(keras.layers.Layer):
 
 def _run_graph(blocks, features, edges, training):
     """Runs the nodes after the first, and returns what the output node takes in."""
-    kind = Features if training else ForwardFeatures
+    kind: type[Sources] = Features if training else ForwardFeatures
     sources = kind(len(blocks), pool=edges.needs_pooled)
     edges.add_source(sources.add(features))
     for i, block in enumerate(blocks[1:], start=1):
         edges.add_source(sources.add(block(sources.aggregate(edges.column(i)))))
     return sources.aggregate(edges.column(len(blocks)))
-
-
-def _check_init(init, threshold, edge_scale):
-    if init == "static" and (edge_scale != 2 or not 0 < threshold < 1):
-        raise ValueError(
-            "`init='static'` needs `edge_scale=2` and `threshold` in (0, 1), so that a chain edge "
-            f"has weight exactly 1. Received: edge_scale={edge_scale}, threshold={threshold}"
-        )
-    if init == "open" and not edge_scale / 2 > threshold:
-        raise ValueError(
-            "`init='open'` starts every edge at edge_scale / 2, which must be above the "
-            f"threshold. Received: edge_scale={edge_scale}, threshold={threshold}"
-        )
 
 
 def _array_initializer(values):

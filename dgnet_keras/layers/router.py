@@ -6,9 +6,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dgnet_keras.layers.gate import gate_dtype
+from dgnet_keras.layers.gate import check_edge_scale, gate_dtype
 
 LOGIT_LIMIT = 12.0
+
+
+def pool(features: tf.Tensor) -> tf.Tensor:
+    """Mean over height and width: (batch, height, width, channels) to (batch, 1, 1, channels).
+
+    In float32, or float64 for float64 features: a large map's sum overflows in float16.
+    """
+    x = tf.cast(features, gate_dtype(features.dtype))
+    shape = tf.shape(x)
+    # Over one axis: TensorFlow's sum over two neighbouring axes is slower on a CPU.
+    flat = tf.reshape(x, tf.stack([shape[0], shape[1] * shape[2], x.shape[3]]))
+    return tf.reduce_mean(flat, axis=1)[:, None, None, :]
 
 
 def edge_weights_from_logits(logits: tf.Tensor, edge_scale: float) -> dict[str, tf.Tensor]:
@@ -62,8 +74,7 @@ class Router(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         if num_edges < 1:
             raise ValueError(f"`num_edges` must be at least 1. Received: num_edges={num_edges}")
-        if not edge_scale > 0:
-            raise ValueError(f"`edge_scale` must be positive. Received: edge_scale={edge_scale}")
+        check_edge_scale(edge_scale)
         self.num_edges = num_edges
         self.edge_scale = float(edge_scale)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,15 +9,8 @@ from numpy.typing import ArrayLike
 # An adjacency as a function of the number of blocks and of a seed.
 Wiring = Callable[[int, list[int]], ArrayLike]
 
-Init = Literal["open", "static"]
 
-
-def default_edge_scale(init: Init) -> float:
-    """The largest edge weight where none is given; `"static"` starts edges at half of it, 1."""
-    return 2.0 if init == "static" else 1.0
-
-
-def initial_edge_biases(num_edges: int, *, init: Init, threshold: float) -> np.ndarray:
+def initial_edge_biases(num_edges: int, *, init: str, threshold: float) -> np.ndarray:
     """Initial logits of a node's outgoing edges, the chain edge first.
 
     Args:

@@ -1,6 +1,7 @@
 """Export to a TensorFlow SavedModel that TensorFlow Serving takes as it is."""
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import json
@@ -150,8 +151,7 @@ def model_card(
         signatures: dict of name to the `tf.function` of each signature.
         training: see `training_record`.
     """
-    options = model.backbone.get_config()
-    graph = ("wiring", "threshold", "init", "gate", "learn_threshold", "max_nodes", "seed")
+    backbone = model.backbone
     counted = count_macs(model, image_size=preprocessing.image_size)
     thresholds = {
         layer.path: float(layer.current_threshold())
@@ -160,11 +160,12 @@ def model_card(
     }
     return {
         "model": {
-            "variant": model.backbone.name,
-            "family": model.backbone.family,
-            "spec": options["spec"],
-            **{name: options[name] for name in graph},
-            "edge_scale": model.backbone.stages[0].edge_scale,
+            "variant": backbone.name,
+            "family": backbone.family,
+            "spec": dataclasses.asdict(backbone.spec),
+            **backbone.graph_options.keywords(),
+            "edge_scale": backbone.graph_options.resolved_edge_scale,
+            "seed": backbone.seed,
             "learned_thresholds": thresholds,
             "num_classes": model.num_classes,
             "parameters": counted["parameters"],

@@ -1,8 +1,7 @@
 """The functions of an exported SavedModel: raw images in, answers out, bad input refused.
 
-Imports `backbones.base` and `complexity`; `export` writes it to files. What a request must be is
-checked in the graph, by operations that fail with INVALID_ARGUMENT and say what was received: a
-server has no Python.
+`export` writes it to files. What a request must be is checked in the graph, by operations that fail
+with INVALID_ARGUMENT and say what was received: a server has no Python.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.adjacency import adjacency_at
-from dgnet_keras.complexity import count_macs, instance_macs
+from dgnet_keras.complexity import model_costs
 from dgnet_keras.preprocessing import Preprocessing
 
 TOP_LABELS = 5
@@ -41,7 +40,7 @@ class ServingModule(tf.Module):
         everything = keras.Model(model.input, outputs)
         size = (*preprocessing.image_size, model.input_shape[-1])
         self._model = model
-        self._counted = count_macs(model, image_size=preprocessing.image_size)
+        self._costs = model_costs(model, preprocessing.image_size)
         self._preprocessing = preprocessing
         self._size = size
         self._labels = tf.constant(labels)
@@ -62,7 +61,7 @@ class ServingModule(tf.Module):
 
     def _trackable_children(self, *args, **kwargs):
         children = super()._trackable_children(*args, **kwargs)
-        return {k: v for k, v in children.items() if k not in ("_model", "_counted")}
+        return {k: v for k, v in children.items() if k not in ("_model", "_costs")}
 
     def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
         """The signature functions by name."""
@@ -101,7 +100,7 @@ class ServingModule(tf.Module):
 
     def _connectivity_at(self, images, threshold):
         images = self.preprocess(images)
-        limit = self._model.backbone.stages[0].edge_scale
+        limit = self._model.backbone.graph_options.resolved_edge_scale
         threshold = check_threshold_input(threshold, tf.shape(images)[0], limit)
         return self._with_macs(adjacency_at(self._model, images, threshold[:, None]), images)
 
@@ -131,9 +130,7 @@ class ServingModule(tf.Module):
         return self._preprocessing.normalize(decoded)
 
     def _with_macs(self, adjacency, images):
-        count = tf.shape(images)[0]
-        macs = instance_macs(self._model, self._counted, adjacency, count)
-        return {**adjacency, "macs": macs}
+        return {**adjacency, "macs": self._costs.of_images(adjacency, tf.shape(images)[0])}
 
     def _answer(self, images):
         logits = self._run(images)["logits"]

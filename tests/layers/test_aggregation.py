@@ -135,11 +135,18 @@ def test_a_stage_equals_one_that_aggregates_by_einsum(wiring, mode, dtype, train
     assert_close(found, expected, POLICIES[dtype])
 
 
-def test_on_accelerators_inner_products_are_a_sum_that_xla_fuses(monkeypatch, rng):
-    a, b = (tf.constant(rng.normal(size=(4, 5, 5, 2)), tf.float32) for _ in range(2))
-    on_cpu = aggregation._inner_product(a, b, tf.float32)
+def test_on_accelerators_edge_gradients_are_a_sum_that_xla_fuses(monkeypatch, rng):
+    column = tf.constant(rng.uniform(size=(4, 2)), tf.float32)
+    features = [tf.constant(rng.normal(size=(4, 5, 5, 2)), tf.float32) for _ in range(2)]
+
+    def edge_gradients():
+        _, gradient, *_ = value_and_gradients(lambda x: aggregate(x[0], x[1:]), inputs, "eager")
+        return gradient
+
+    inputs = [column, *features]
+    on_cpu = edge_gradients()
     monkeypatch.setattr(aggregation, "has_accelerator", lambda: True)
-    np.testing.assert_allclose(aggregation._inner_product(a, b, tf.float32), on_cpu, rtol=1e-5)
+    np.testing.assert_allclose(edge_gradients(), on_cpu, rtol=1e-5)
 
 
 @pytest.mark.skipif(

@@ -2,8 +2,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from catalog import create, images, randomize, weight
 
-from dgnet_keras.layers import ThresholdGate
+import dgnet_keras as dg
+from dgnet_keras.layers import ThresholdGate, register_gate
+from dgnet_keras.layers import gate as gates
 
 TAU = 0.4
 WEIGHTS = np.array([[0.1, 0.39, 0.41, 0.9], [0.2, 0.5, 0.05, 0.7]])
@@ -137,3 +140,59 @@ def test_the_config_recreates_the_gate():
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ThresholdGate(**kwargs)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class GumbelGate(keras.layers.Layer):
+    """Open where the edge's logit, in training with logistic noise, is above 0; weight 1."""
+
+    def __init__(self, temperature=1.0, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.temperature = temperature
+
+    def call(self, edge_weights, *, logits, keep, threshold, training):
+        if training:
+            noise = tf.random.stateless_uniform(tf.shape(logits), (1, 2), 1e-6, 1 - 1e-6)
+            logits += tf.math.log(noise) - tf.math.log(1 - noise)
+        soft = tf.sigmoid(logits / self.temperature)
+        is_open = tf.cast(soft > 0.5 if keep is None else (soft > 0.5) | keep, soft.dtype)
+        return soft + tf.stop_gradient(is_open - soft)
+
+
+@pytest.fixture
+def gumbel(monkeypatch):
+    """The name of a registered gate with noise in training."""
+    monkeypatch.setattr(gates, "_registered", {})
+    register_gate("gumbel", lambda options, **kwargs: GumbelGate(temperature=0.5, **kwargs))
+    return "gumbel"
+
+
+def test_a_registered_gate_gets_logits_and_training(gumbel, tmp_path):
+    model = randomize(create("resnet_basic", gate=gumbel))
+    x = images()
+    adjacency = dg.adjacency(model, x)["stage2"]
+    assert set(np.unique(adjacency)) == {0, 1}
+    stage = model.get_layer("stage2")
+    features = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype("float32")
+    still, noisy = (stage(features, training=t)["adjacency"]["stage2"] for t in (False, True))
+    np.testing.assert_array_equal(still, stage(features)["adjacency"]["stage2"])
+    assert not np.array_equal(still, noisy)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+def test_a_registered_gate_is_trained_through_its_own_gradient(gumbel):
+    model = randomize(create("resnet_basic", gate=gumbel))
+    kernel = weight(model, "stage2/router_0/kernel")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(images(), training=True) ** 2)
+    assert np.abs(tape.gradient(loss, kernel.value)).max() > 0
+
+
+def test_a_gate_that_is_not_registered_is_refused(gumbel):
+    with pytest.raises(ValueError, match=r"`gate` must be one of .*'gumbel'.*'gumble'"):
+        create("resnet_basic", gate="gumble")
+    for name in ("masked", ""):
+        with pytest.raises(ValueError, match="`name` must be a new gate's"):
+            register_gate(name, GumbelGate)

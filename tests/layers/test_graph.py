@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from catalog import weight
 
 from dgnet_keras.layers import GraphStage, register_wiring
 from dgnet_keras.layers import wiring as wirings
@@ -56,10 +57,10 @@ def router_logits(stage, source, x):
     count = len(stage.blocks)
     if stage.wiring == "learned":
         start = sum(count - j for j in range(source))
-        z = stage._graph_weights["stage1"].numpy()[start : start + count - source]
+        z = weight(stage, "edge_logits").numpy()[start : start + count - source]
     else:
-        router = stage._routers[str(source)]
-        z = x.mean(axis=(0, 1)) @ router.kernel.numpy() + router.bias.numpy()
+        kernel, bias = (weight(stage, f"router_{source}/{n}") for n in ("kernel", "bias"))
+        z = x.mean(axis=(0, 1)) @ kernel.numpy() + bias.numpy()
     return np.clip(z, -12, 12)
 
 
@@ -97,7 +98,7 @@ def slow_stage(stage, image):
         elif stage.wiring == "complete":
             adjacency[:target, target] = 1 / target
         else:
-            adjacency[:, target] = stage._graph_weights["stage1"].numpy()[:, target]
+            adjacency[:, target] = weight(stage, "adjacency").numpy()[:, target]
         h = sum(adjacency[j, target] * x[j] for j in range(target))
         x[target] = run(target, h) if target < count else h
     return x[count], adjacency
@@ -142,11 +143,10 @@ def test_an_edge_weight_exactly_at_the_threshold_is_closed(wiring):
 
 def test_with_all_edges_into_the_output_closed_the_strongest_is_kept():
     stage = make_stage(threshold=0.3)
-    for name, router in stage._routers.items():
-        bias = np.full(router.bias.shape, 3.0)
-        bias[-1] = -5.0 + 0.1 * int(name)
-        router.kernel.assign(np.zeros(router.kernel.shape))
-        router.bias.assign(bias)
+    for source in range(4):
+        kernel, bias = (weight(stage, f"router_{source}/{n}") for n in ("kernel", "bias"))
+        kernel.assign(np.zeros(kernel.shape))
+        bias.assign([3.0] * (3 - source) + [-5.0 + 0.1 * source])
     adjacency = check_against_loop(stage, images())
     into_output = adjacency[:, :, -1] > 0
     np.testing.assert_array_equal(into_output.sum(axis=1), 1)
@@ -155,8 +155,7 @@ def test_with_all_edges_into_the_output_closed_the_strongest_is_kept():
 
 def test_of_equal_logits_into_the_output_the_latest_source_is_kept():
     stage = make_stage(wiring="learned", threshold=0.3)
-    weights = stage._graph_weights["stage1"]
-    weights.assign([3, 3, 3, -5, 3, 3, -5, -9, -5, -5])
+    weight(stage, "edge_logits").assign([3, 3, 3, -5, 3, 3, -5, -9, -5, -5])
     adjacency = stage(images())["adjacency"]["stage1"].numpy()
     # Node 3 has an incoming edge of weight sigmoid(3) from node 0: all are on, the latest wins.
     np.testing.assert_array_equal(np.argmax(adjacency[:, :, -1], axis=1), 3)
@@ -165,7 +164,7 @@ def test_of_equal_logits_into_the_output_the_latest_source_is_kept():
 
 def test_the_strongest_edge_of_a_node_that_is_off_is_not_kept():
     stage = make_stage(count=2, wiring="learned", threshold=0.3)
-    stage._graph_weights["stage1"].assign([-5, -5, 9])
+    weight(stage, "edge_logits").assign([-5, -5, 9])
     adjacency = stage(images())["adjacency"]["stage1"].numpy()
     assert (adjacency[:, 1] == 0).all(), "node 1 is off, its open edge must not count"
     assert (adjacency[:, 0, 2] > 0).all()
@@ -223,7 +222,8 @@ def make_part(stage, first, count):
     part.build((None, 8, 8, 2 if first == 0 else 3))
     for i in range(count):
         part.blocks[i].set_weights(stage.blocks[first + i].get_weights())
-        part._routers[str(i)].set_weights(stage._routers[str(first + i)].get_weights())
+        for name in ("kernel", "bias"):
+            weight(part, f"router_{i}/{name}").assign(weight(stage, f"router_{first + i}/{name}"))
     return part
 
 
@@ -337,23 +337,9 @@ def test_it_works_in_a_model_of_any_keras_layers_and_survives_saving(tmp_path):
     np.testing.assert_array_equal(model(images()), loaded(images()))
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"wiring": "ring"}, "wiring.*dynamic.*'ring'"),
-        ({"init": "zeros"}, "init.*open.*'zeros'"),
-        ({"gate": "hard"}, "gate.*masked.*'hard'"),
-        ({"threshold": -0.01}, r"threshold.*\[0, edge_scale\)"),
-        ({"threshold": 1.0}, r"threshold.*\[0, edge_scale\)"),
-        ({"threshold": 0.5}, "init='open'.*above the threshold"),
-        ({"init": "static", "edge_scale": 1.0}, "edge_scale=2.*edge_scale=1.0"),
-        ({"init": "static", "threshold": 0.0}, r"\(0, 1\).*threshold=0.0"),
-        ({"max_nodes": 1}, "max_nodes.*at least 2.*1"),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        GraphStage(make_blocks(2), **kwargs)
+def test_bad_options_are_refused():  # each of them in test_options.py
+    with pytest.raises(ValueError, match=r"threshold.*\[0, edge_scale\)"):
+        GraphStage(make_blocks(2), threshold=1.0)
 
 
 def test_blocks_without_distinct_names_are_refused():
@@ -396,7 +382,7 @@ def test_a_registered_wiring_wires_the_stage(two_back):
         x.append(block(0.75 * x[i - 1] + (0.25 * x[i - 2] if i > 1 else 0)))
     np.testing.assert_allclose(outputs["features"], 0.75 * x[-1] + 0.25 * x[-2], rtol=1e-5)
     found = outputs["adjacency"]["stage1"]
-    np.testing.assert_array_equal(found[0], wirings._fixed["two_back"](len(stage.blocks), []))
+    np.testing.assert_array_equal(found[0], 0.25 * np.eye(5, k=2) + 0.75 * np.eye(5, k=1))
 
 
 def test_a_saved_registered_wiring_stays_as_it_was(two_back, tmp_path):

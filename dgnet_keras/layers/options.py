@@ -1,0 +1,134 @@
+"""Options of the graphs of a network: written once, here, for everything that takes them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, Self, TypedDict, TypeVar, get_args
+
+from dgnet_keras.checks import check_choice
+from dgnet_keras.layers.gate import check_gate, gates
+from dgnet_keras.layers.wiring import wirings
+
+Init = Literal["open", "static"]
+INITS: tuple[Init, ...] = get_args(Init)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class GraphKeywords(TypedDict, total=False):
+    """The fields of `GraphOptions` as keyword arguments, for type checkers and editors."""
+
+    wiring: str
+    threshold: float
+    edge_scale: float | None
+    init: Init
+    gate: str
+    learn_threshold: bool
+    max_nodes: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """How the graphs of a network are wired; see `GraphStage` for the formulas.
+
+    `GraphStage`, the backbones and `create` take the fields as keyword arguments; the recipes of
+    training and detection's configuration have them as keys.
+
+    Args:
+        wiring: `"dynamic"` (routers), `"chain"` (only edges i - 1 -> i of weight 1: the original
+            network, the static twin), `"learned"` (one trainable logit an edge, the same for
+            every sample), `"random"` (seeded Bernoulli(0.5) edges of weight 1 / in-degree),
+            `"complete"` (every edge, weight 1 / in-degree), or one of `register_wiring`.
+        threshold: float in [0, edge_scale), in units of edge weight: edges of at most this weight
+            are closed.
+        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
+        init: `"open"`: every edge starts open with weight edge_scale / 2. `"static"`: chain
+            edges start with weight exactly 1 and all others closed, so that a stage computes
+            what the chain of its blocks computes.
+        gate: `"straight_through"`, `"masked"` or `"surrogate"`: gradients of the threshold gate,
+            see `ThresholdGate`; or one of `register_gate`.
+        learn_threshold: whether each node's threshold is trained (surrogate gate only).
+        max_nodes: int of at least 2, or None. Bounds the blocks of one graph: a deeper stage is
+            split into consecutive graphs of near-equal size.
+
+    Raises:
+        ValueError: for an unknown choice, or a value out of range.
+    """
+
+    wiring: str = "dynamic"
+    threshold: float = 0.1
+    edge_scale: float | None = None
+    init: Init = "open"
+    gate: str = "straight_through"
+    learn_threshold: bool = False
+    max_nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("wiring", self.wiring, wirings())
+        check_choice("init", self.init, INITS)
+        check_choice("gate", self.gate, gates())
+        check_gate(
+            self.gate,
+            threshold=self.threshold,
+            edge_scale=self.resolved_edge_scale,
+            learn_threshold=self.learn_threshold,
+        )
+        self._check_init()
+        nodes = self.max_nodes
+        if nodes is not None and (type(nodes) is not int or nodes < 2):
+            raise ValueError(
+                f"`max_nodes` must be an integer of at least 2, or None. Received: {nodes!r}"
+            )
+
+    def _check_init(self):
+        scale, threshold = self.resolved_edge_scale, self.threshold
+        if self.init == "static" and (scale != 2 or not 0 < threshold < 1):
+            raise ValueError(
+                "`init='static'` needs `edge_scale=2` and `threshold` in (0, 1), so that a chain "
+                f"edge has weight exactly 1. Received: edge_scale={scale}, threshold={threshold}"
+            )
+        if self.init == "open" and not scale / 2 > threshold:
+            raise ValueError(
+                "`init='open'` starts every edge at edge_scale / 2, which must be above the "
+                f"threshold. Received: edge_scale={scale}, threshold={threshold}"
+            )
+
+    @property
+    def resolved_edge_scale(self) -> float:
+        """The largest edge weight: `edge_scale`, or what None means."""
+        return default_edge_scale(self.init) if self.edge_scale is None else self.edge_scale
+
+    def resolved(self) -> Self:
+        """The same options with the values that None stands for, as floats where they are."""
+        return dataclasses.replace(
+            self, threshold=float(self.threshold), edge_scale=float(self.resolved_edge_scale)
+        )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the options, in order."""
+        return tuple(field.name for field in dataclasses.fields(GraphOptions))
+
+    def keywords(self) -> dict[str, Any]:
+        """The options as keyword arguments, also of a subclass that has more fields."""
+        return {name: getattr(self, name) for name in self.names()}
+
+
+def default_edge_scale(init: str) -> float:
+    """The largest edge weight where none is given; `"static"` starts edges at half of it, 1."""
+    return 2.0 if init == "static" else 1.0
+
+
+def shows_graph_options(function: _Function) -> _Function:
+    """Has `help` and notebooks show the fields of `GraphOptions` that `function` takes.
+
+    Args:
+        function: one whose last parameter, `**options`, takes them.
+    """
+    signature = inspect.signature(function)
+    *own, rest = signature.parameters.values()
+    fields = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+        for f in dataclasses.fields(GraphOptions)
+    ]
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *fields, rest])
+    return function
