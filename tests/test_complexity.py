@@ -107,14 +107,14 @@ def _flops(node, wanted):
 
 
 @pytest.mark.skipif(not STATIC.exists(), reason=f"needs the reference table: {STATIC} is not there")
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mobilenet_v2", "resnet", "resnext", "regnet"])
 def test_every_static_variant_equals_the_reference(family):
     rows = json.loads(STATIC.read_text())["models"]
     names = [name for name in dg.list_variants(family) if not name.endswith("_cifar")]
     assert names
     for name in names:
-        counted = dg.count_macs(dg.create(name, wiring="chain"))
+        with keras.StatelessScope(initialize_variables=False):  # shapes alone are counted
+            counted = dg.count_macs(dg.create(name, wiring="chain"))
         macs = counted["by_kind"]["convolution"] + counted["by_kind"]["dense"]
         assert counted["parameters"] == rows[name]["params"], name
         assert macs == pytest.approx(rows[name]["conv_linear_macs_224"], rel=1e-3), name
@@ -152,7 +152,7 @@ def test_images_and_an_image_size_are_not_both_taken():
 
 def test_the_costs_of_a_graph_are_those_of_its_parts_by_hand():
     model = create("resnet_basic", input_shape=(32, 32, 3), depths=(2,), widths=(4,))
-    (name, graph), costs = *complexity.model_costs(model).graphs.items(), None
+    ((name, graph),) = complexity.model_costs(model).graphs.items()
     block, channels, pixels = 2 * 9 * 4 * 4 * 8 * 8, 4, 8 * 8
     assert name == "stage1"
     assert graph.nodes.tolist() == [9 * 64 * 4 * pixels + block // 2 + 64 * 4 * pixels, block]

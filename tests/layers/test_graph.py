@@ -85,9 +85,9 @@ def slow_stage(stage, image):
             for j in range(target):
                 if not on[j]:
                     continue
-                weight = np.float32(stage.edge_scale) * sigmoid(logits[j, target])
-                if weight > stage.threshold:
-                    adjacency[j, target] = weight
+                alpha = np.float32(stage.edge_scale) * sigmoid(logits[j, target])
+                if alpha > stage.threshold:
+                    adjacency[j, target] = alpha
                 if best is None or logits[j, target] >= logits[best, target]:
                     best = j
             if target == count:
