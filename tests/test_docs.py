@@ -138,11 +138,24 @@ def test_the_tables_of_performance_are_the_benchmarks(path):
         assert line in text
 
 
-def test_the_overview_of_the_readme_is_the_benchmarks():
-    text = (TRAINING.parents[1] / "README.md").read_text()
+def test_the_overview_of_cost_is_the_benchmarks():
+    text = (TRAINING.parent / "performance.md").read_text()
     rows = json.loads((RESULTS / "speed_models_onednn.json").read_text())
     for line in speed_markdown.overview(rows):
         assert line in text
+
+
+def test_the_figures_of_the_readme_are_those_of_the_docs():
+    text = " ".join((TRAINING.parents[1] / "README.md").read_text().split())
+    rows = json.loads((RESULTS / "speed_models_onednn.json").read_text())
+    ratios = [line.split(" | ") for line in speed_markdown.overview(rows)]
+    for column, sentence in ((2, "takes {} to {} % longer"), (3, "inference {} to {} %")):
+        more = [round(100 * float(row[column])) - 100 for row in ratios]
+        assert sentence.format(min(more), max(more)) in text
+    results = (TRAINING.parent / "results.md").read_text()
+    for wiring, name in (("dynamic", "dynamic"), ("chain", "static"), ("learned", "with one")):
+        accuracy = re.search(rf"\| `{wiring}` \| 8 \| ([\d.]+) ±", results)[1]
+        assert f"{accuracy} % {name}" in text
 
 
 ROOT = TRAINING.parents[1]
