@@ -6,7 +6,7 @@ import re
 import pytest
 
 import dgnet_keras as dg
-from dgnet_keras.layers import wiring
+from dgnet_keras.layers import gate, wiring
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -15,6 +15,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wiring, "_fixed", dict(wiring._fixed))
+    monkeypatch.setattr(gate, "_registered", dict(gate._registered))
     monkeypatch.setattr(dg.DGResNet, "variants", dict(dg.DGResNet.variants))
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(snippets) >= 7
@@ -22,3 +23,4 @@ def test_the_page_runs(tmp_path, monkeypatch):
     for snippet in snippets:
         exec(compile(snippet, PAGE.name, "exec"), names)
     assert names["logits"].shape == (8, 10)
+    assert names["outputs"]["features"].shape == (2, 32, 32, 16)
