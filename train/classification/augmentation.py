@@ -87,6 +87,8 @@ def rand_augment(recipe, start_step):
     """keras-cv's RandAugment: a function of a float32 image (height, width, 3), 0 to 255.
 
     Where it is off the function gives back what it is given.
+    Keras's own is another: at the default magnitude it turns images by up to half a circle, and
+    takes 16 times as long (68 ms against 4 an image of 224 x 224).
     """
     if not recipe.rand_augment_layers:
         return lambda image: image
