@@ -9,6 +9,7 @@ import types
 import typing
 
 from dgnet_keras.checks import check_choice, closest
+from dgnet_keras.layers import GraphOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +42,6 @@ DType = typing.Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphOptions:
-    """Options of the graphs: see `dgnet_keras.create`, which checks them."""
-
-    wiring: str = "dynamic"
-    threshold: float = 0.1
-    edge_scale: float | None = None
-    init: str = "open"
-    gate: str = "straight_through"
-    learn_threshold: bool = False
-    max_nodes: int | None = None
-
-    def __post_init__(self):
-        pass
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckedRecipe(GraphOptions):
     """A recipe whose fields are checked when it is made.
 
@@ -84,6 +69,7 @@ class CheckedRecipe(GraphOptions):
 
 
 def _checked(name, value, hint):
+    """The value as its field's type hint has it; `ValueError` if it is another."""
     hint, *intervals = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
     optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
     if optional and value is None:
@@ -113,7 +99,8 @@ def get_recipe(name, overrides, recipes):
     Args:
         name: a key of `recipes`.
         overrides: strings `"key=value"`; the value is JSON, or else a plain string.
-            `model_overrides.depths=[2,2,2]` sets one entry of a dict.
+            `model_overrides.depths=[2,2,2]` sets one entry of a dict. The recipe is checked with
+            all of them.
         recipes: dict of name to a frozen dataclass.
 
     Raises:
@@ -125,12 +112,14 @@ def get_recipe(name, overrides, recipes):
             f"Unknown recipe {name!r}.{closest(name, recipes)} Recipes: {', '.join(recipes)}"
         )
     recipe = recipes[name]
+    changes = {}
     for item in overrides:
-        recipe = _apply(recipe, item)
-    return recipe
+        changes |= _change(recipe, changes, item)
+    return dataclasses.replace(recipe, **changes)
 
 
-def _apply(recipe, item):
+def _change(recipe, changes, item):
+    """Key and value of a `"key=value"`, after earlier changes; the value is not checked yet."""
     key, separator, text = item.partition("=")
     if not separator:
         raise ValueError(f"An override is written key=value. Received: {item!r}")
@@ -145,7 +134,8 @@ def _apply(recipe, item):
             f"Unknown key {key!r}.{closest(key, fields)} Keys of a recipe: {', '.join(fields)}"
         )
     if entry:
-        if not isinstance(getattr(recipe, key), dict):
+        before = changes.get(key, getattr(recipe, key))
+        if not isinstance(before, dict):
             raise ValueError(f"`{key}` has no entries to set. Received: {item!r}")
-        value = {**getattr(recipe, key), entry: value}
-    return dataclasses.replace(recipe, **{key: value})
+        value = {**before, entry: value}
+    return {key: value}

@@ -88,6 +88,20 @@ def test_mistakes_on_the_command_line_are_named(name, item, message):
         get_recipe(name, [item], CAKES)
 
 
+def test_keys_that_go_together_can_be_changed_in_any_order():
+    for items in (["eggs=1", "sugar=0.2"], ["sugar=0.2", "eggs=1"]):
+        sweet = {"sweet": Cake(eggs=5, sugar=0.95)}
+        assert get_recipe("sweet", items, sweet).eggs == 1
+    both = get_recipe("sponge", ["toppings.nuts=2", "toppings.cream=1"], CAKES)
+    assert both.toppings == {"nuts": 2, "cream": 1}
+
+
+def test_options_of_the_graphs_are_checked_with_the_recipe():
+    assert get_recipe("sponge", ["threshold=0.6", "edge_scale=2"], CAKES).edge_scale == 2
+    with pytest.raises(ValueError, match=r"`wiring` must be one of .*'dynamic'.*wiring='dynamo'"):
+        get_recipe("sponge", ["wiring=dynamo"], CAKES)
+
+
 def test_json_holds_the_format_and_every_key():
     content = json.loads(CAKES["torte"].to_json())
     assert (content["format"], content["eggs"], content["layers"]) == (7, 8, [1, 2])

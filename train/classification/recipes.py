@@ -22,7 +22,7 @@ from train.recipes import (
 class Recipe(CheckedRecipe):
     """What a run trains, on what, and how.
 
-    `GraphOptions` has the keys of the graphs.
+    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
 
     Attributes:
         model: a variant of `dgnet_keras.list_variants()`.

@@ -1,6 +1,5 @@
 """A detection recipe as a Model Garden experiment, with its task and optimizer."""
 
-import dataclasses
 import math
 
 import tensorflow as tf
@@ -91,8 +90,6 @@ def _check_kinds(settings, config, place):
 
 def _model(recipe, num_classes):
     """What the configurations of both kinds of detector share."""
-    fields = {field.name for field in dataclasses.fields(detection.DGNet)}
-    options = {k: v for k, v in vars(recipe).items() if k in fields}
     return {
         "num_classes": num_classes,
         "input_size": [*recipe.image_size, 3],
@@ -101,7 +98,10 @@ def _model(recipe, num_classes):
         "backbone": detection.Backbone(
             type="dgnet",
             dgnet=detection.DGNet(
-                **options, name=recipe.model, overrides=recipe.model_overrides or None
+                **recipe.keywords(),
+                name=recipe.model,
+                seed=recipe.seed,
+                overrides=recipe.model_overrides or None,
             ),
         ),
         "decoder": decoders.Decoder(type="fpn", fpn=decoders.FPN(num_filters=recipe.fpn_filters)),

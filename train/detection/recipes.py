@@ -21,7 +21,7 @@ from train.recipes import (
 class DetectionRecipe(CheckedRecipe):
     """Which detector is trained, on what, and how.
 
-    `GraphOptions` has the keys of the graphs.
+    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
 
     Attributes:
         detector: `"fasterrcnn"`, `"maskrcnn"` or `"retinanet"`, each with a feature pyramid
