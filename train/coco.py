@@ -13,9 +13,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from train.classification.recipes import get_recipe
 from train.command_line import add_run_flags, ending_clearly, make_parser
 from train.detection.recipes import RECIPES
+from train.recipes import get_recipe
 
 NAME = "train.coco"
 

@@ -1,150 +1,22 @@
-"""Where images come from: class folders, TFRecords, TensorFlow Datasets, scikit-learn's digits.
+"""The data of a recipe: digits, class folders, TFRecords, TensorFlow Datasets; holding out."""
 
-A data set is either indexed (`Split`: every example can be had by its number) or a sequence of
-records in files (`Records`). `input_pipeline` makes batches of both.
-"""
-
-import concurrent.futures
-import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
-import re
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.checks import closest
+from train.classification.examples import ImageData, Records, Split
+from train.classification.tfrecords import SHARD, TEST_RECORDS, load_tfrecords
 
 KINDS = ("digits", "folder", "tfrecord", "tfds:NAME")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TEST_FOLDERS = ("test", "val", "validation")
-TEST_RECORDS = ("validation", "val", "test")
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 HELD_OUT = 0.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Images and labels of one split, by index.
-
-    Attributes:
-        labels: int64 (examples,).
-        images: uint8 (examples, height, width, channels), or None where `paths` is given.
-        paths: names of the images' files, (examples,), or None.
-        encoded: what is in those files, bytes (examples,), or None to read them when needed.
-    """
-
-    labels: np.ndarray
-    images: np.ndarray | None = None
-    paths: np.ndarray | None = None
-    encoded: np.ndarray | None = None
-
-    def __len__(self):
-        return len(self.labels)
-
-    def take(self, indices):
-        """The split of the examples at `indices`."""
-        parts = {k: None if v is None else v[indices] for k, v in vars(self).items()}
-        return Split(**parts)
-
-    def in_memory(self):
-        """The split with the content of its files read."""
-        if self.paths is None or self.encoded is not None:
-            return self
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            encoded = np.array(list(pool.map(_read_bytes, self.paths)), dtype=object)
-        return dataclasses.replace(self, encoded=encoded)
-
-    def decoded(self):
-        """The split with its files decoded to pixels, RGB, for images of one size.
-
-        Raises:
-            ValueError: if they are of several sizes, or one cannot be decoded.
-        """
-        if self.images is not None:
-            return self
-        split = self.in_memory()
-
-        def decode(encoded):
-            return tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
-
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            try:
-                images = np.stack(list(pool.map(decode, split.encoded)))
-            except tf.errors.OpError as error:
-                raise ValueError(f"An image cannot be decoded: {error.message}") from error
-        return Split(split.labels, images=images)
-
-    def sample(self, count):
-        """Up to `count` examples, evenly spread over the split, as a `Split`."""
-        return self.take(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """Encoded images in TFRecord files.
-
-    Attributes:
-        files: names of the files.
-        counts: number of records in each.
-        parse: function of a serialised record (string scalar) to a dict: `encoded` (string),
-            `label` (int64, 0 is the first class), `name` (string, or empty).
-    """
-
-    files: tuple[str, ...]
-    counts: tuple[int, ...]
-    parse: Callable
-
-    def __len__(self):
-        return sum(self.counts)
-
-    def in_memory(self):
-        """All records read: a `Split`."""
-        return self._read(self.ordered(self.files))
-
-    def sample(self, count):
-        """The first `count` records, as a `Split`."""
-        return self._read(self.ordered(self.files).take(count))
-
-    def ordered(self, files):
-        """The records of some files, in order: (serialised, name) as `numbered_records`."""
-        return tf.data.Dataset.from_tensor_slices(list(files)).flat_map(numbered_records)
-
-    def named(self, serialized, name):
-        """As `parse`; a record without a name of its own has the one given."""
-        parts = self.parse(serialized)
-        return {**parts, "name": tf.where(parts["name"] == "", name, parts["name"])}
-
-    def _read(self, numbered):
-        rows = list(numbered.map(self.named, tf.data.AUTOTUNE).as_numpy_iterator())
-        return Split(
-            np.array([row["label"] for row in rows], "int64"),
-            paths=np.array([row["name"].decode(errors="replace") for row in rows]),
-            encoded=np.array([row["encoded"] for row in rows], dtype=object),
-        )
-
-
-def numbered_records(path):
-    """The records of a file: (serialised, "<file> record <number>"), string scalars."""
-
-    def name(number, serialized):
-        return serialized, tf.strings.join([path, " record ", tf.strings.as_string(number)])
-
-    return tf.data.TFRecordDataset(path).enumerate().map(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageData:
-    """Training and test split with the names of the classes."""
-
-    class_names: tuple[str, ...]
-    train: Split | Records
-    test: Split | Records
 
 
 def load_data(recipe, data_dir=None):
@@ -170,7 +42,7 @@ def load_data(recipe, data_dir=None):
     elif kind == "folder" and not name:
         data = _load_folder(data_dir)
     elif kind == "tfrecord" and not name:
-        data = _load_tfrecords(data_dir, recipe.num_classes, recipe.first_label)
+        data = load_tfrecords(data_dir, recipe.num_classes, recipe.first_label)
     elif kind == "tfds" and name:
         data = _load_tfds(name, data_dir)
     else:
@@ -292,128 +164,6 @@ def _read_split(folder, class_names):
         paths += sorted(found)
         labels += [label] * len(found)
     return Split(np.array(labels, "int64"), paths=np.array(paths))
-
-
-def _read_bytes(path):
-    """The content of a file; nothing if it cannot be read: it is then skipped as broken."""
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError:
-        return b""
-
-
-def _load_tfrecords(data_dir, num_classes, first_label):
-    if data_dir is None:
-        raise ValueError("This recipe reads TFRecords: give their folder with --data-dir DIR.")
-    root = os.fspath(data_dir)
-    train = _find_shards(root, ("train",))
-    test = _find_shards(root, TEST_RECORDS)
-    names = _class_names_file(os.path.join(root, "labels.txt"), num_classes)
-
-    def parse(serialized):
-        features = {
-            "image/encoded": tf.io.FixedLenFeature([], tf.string),
-            "image/class/label": tf.io.FixedLenFeature([], tf.int64),
-            "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
-        }
-        parts = tf.io.parse_single_example(serialized, features)
-        label = parts["image/class/label"]
-        check = tf.debugging.Assert(
-            (label >= first_label) & (label < first_label + len(names)),
-            [
-                f"A TFRecord's image/class/label must be in [{first_label}, "
-                f"{first_label + len(names)}) (see first_label, num_classes). Received:",
-                label,
-            ],
-        )
-        with tf.control_dependencies([check]):
-            label = label - first_label
-        return {
-            "encoded": parts["image/encoded"],
-            "label": label,
-            "name": parts["image/filename"],
-        }
-
-    return ImageData(
-        names, *(Records(files, count_records(files), parse) for files in (train, test))
-    )
-
-
-def _find_shards(root, prefixes):
-    """Names of the shards of one split, sorted; in `root`, or in a folder of the split's name."""
-    for prefix in prefixes:
-        for pattern in (f"{root}/{prefix}*-of-*", f"{root}/{prefix}/*-of-*"):
-            files = sorted(f for f in tf.io.gfile.glob(pattern) if SHARD.search(f))
-            if not files:
-                continue
-            total = int(SHARD.search(files[0])[2])
-            if len(files) != total:
-                raise FileNotFoundError(
-                    f"{pattern} must be {total} files, as their names say. Received: {len(files)}"
-                )
-            return tuple(files)
-    expected = " or ".join(f"{root}/{prefix}-00000-of-*****" for prefix in prefixes)
-    raise FileNotFoundError(f"No TFRecords found. Expected {expected}")
-
-
-def _class_names_file(path, num_classes):
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            return tuple(line.strip() for line in file.read().splitlines() if line.strip())
-    if num_classes is None:
-        raise ValueError(
-            f"TFRecords do not say how many classes there are: write their names into {path}, "
-            "a line each, or give --set num_classes=N."
-        )
-    return tuple(str(label) for label in range(num_classes))
-
-
-def count_records(files):
-    """Number of records in each TFRecord file, from the lengths that precede them.
-
-    The counts are kept in `.record_counts.json` beside the files, where that can be written.
-
-    Raises:
-        ValueError: for a file that is cut off.
-    """
-    cache = os.path.join(os.path.dirname(files[0]), ".record_counts.json")
-    known = {}
-    if tf.io.gfile.exists(cache):
-        with tf.io.gfile.GFile(cache) as file, contextlib.suppress(ValueError):
-            known = dict(json.loads(file.read()))  # a broken one is made anew
-
-    def count(path):
-        size = tf.io.gfile.stat(path).length
-        name = os.path.basename(path)
-        if known.get(name, (None,))[0] == size:
-            return size, known[name][1]
-        return size, _count(path, size)
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        counted = list(pool.map(count, files))
-    found = {os.path.basename(f): list(c) for f, c in zip(files, counted, strict=True)}
-    if any(known.get(name) != entry for name, entry in found.items()):
-        scratch = f"{cache}.{os.getpid()}"
-        try:
-            with tf.io.gfile.GFile(scratch, "w") as file:
-                file.write(json.dumps({**known, **found}))
-            tf.io.gfile.rename(scratch, cache, overwrite=True)
-        except (OSError, tf.errors.OpError):
-            pass  # a folder that may only be read: they are counted again next time
-    return tuple(number for _, number in counted)
-
-
-def _count(path, size):
-    number = position = 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while position < size:
-            file.seek(position)
-            # A record: its length, a checksum of 4 bytes, the data, a checksum of 4 bytes.
-            position += int.from_bytes(file.read(8), "little") + 16
-            number += 1
-    if position != size:
-        raise ValueError(f"{path} is cut off or not a TFRecord file ({size} bytes).")
-    return number
 
 
 def _load_tfds(name, data_dir):

@@ -1,4 +1,4 @@
-"""Batches on tf.data, from the data sets of `datasets`.
+"""Batches on tf.data, from the data sets of `examples`.
 
 Every example has a fixed place in the stream: the order of an epoch and an image's augmentation
 depend on (seed, epoch, position) alone, so that a run resumes at any step with the same batches.
@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from train.classification import augmentation
-from train.classification.datasets import Records, numbered_records
+from train.classification.decoding import make_reader
+from train.classification.examples import Records, numbered_records
 
 PARALLEL_FILES = 16
 
@@ -63,8 +64,9 @@ def train_batches(
     """
     make_stream = _shuffled_records if isinstance(split, Records) else _shuffled_indices
     stream = make_stream(split, recipe, start_step, context or tf.distribute.InputContext())
-    read = _reader(split, preprocessing, recipe)
+    read = make_reader(split, preprocessing, recipe)
     rand_augment = augmentation.rand_augment(recipe, start_step)
+    mix = augmentation.mix(recipe, num_classes)
 
     def example(element):
         seed = [recipe.seed, element["epoch"]]
@@ -73,9 +75,8 @@ def train_batches(
         image = rand_augment(augmentation.augment(parts["image"], recipe, seed))
         if recipe.random_erasing:
             image = augmentation.erase(image, recipe.random_erasing, seed)
-        return {**parts, "image": image}
+        return {**parts, "image": image, **({"seed": seed} if mix else {})}
 
-    mix = augmentation.mix(recipe, num_classes, start_step)
     return _batches(stream, example, preprocessing, recipe.batch_size, context, skipped, mix)
 
 
@@ -97,7 +98,7 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
     """
     make_stream = _ordered_records if isinstance(split, Records) else _ordered_indices
     stream = make_stream(split, batch_size, context or tf.distribute.InputContext())
-    read = _reader(split, preprocessing)
+    read = make_reader(split, preprocessing)
 
     def example(element):
         parts = read(element)
@@ -280,85 +281,3 @@ def _substitute(batch):
         "image": tf.gather(batch["image"], source),
         "label": tf.gather(batch["label"], source),
     }
-
-
-def _reader(split, preprocessing, recipe=None):
-    """A function from an element of a stream (and a seed, in training) to an example.
-
-    Returns:
-        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label`,
-        `weight` (0 if it cannot be decoded) and, for images in files, `name`. With a recipe that
-        crops at random, that part of the image is taken.
-    """
-    channels = len(preprocessing.mean)
-    shape = (*preprocessing.image_size, channels)
-    cropping = recipe if recipe is not None and recipe.random_resized_crop else None
-
-    def from_pixels(pixels, seed):
-        if cropping is None:
-            return preprocessing.resize_and_crop(pixels)
-        top, left, height, width = tf.unstack(
-            augmentation.crop_box(tf.shape(pixels), cropping, seed)
-        )
-        part = pixels[top : top + height, left : left + width]
-        return tf.image.resize(part, preprocessing.image_size, antialias=True)
-
-    def from_encoded(encoded, seed):
-        def cropped_jpeg():
-            box = augmentation.crop_box(tf.io.extract_jpeg_shape(encoded), cropping, seed)
-            part = tf.image.decode_and_crop_jpeg(encoded, box, channels)
-            return tf.image.resize(part, preprocessing.image_size, antialias=True)
-
-        def any_image():
-            pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
-            pixels.set_shape((None, None, channels))
-            return from_pixels(pixels, seed)
-
-        if cropping is None:
-            return any_image()
-        return tf.cond(tf.io.is_jpeg(encoded), cropped_jpeg, any_image)
-
-    def from_file(path, seed):
-        return from_encoded(tf.io.read_file(path), seed)
-
-    fetch = _fetcher(split)
-
-    def read(element, seed=(0, 0)):
-        raw = fetch(element)
-        if "pixels" in raw:
-            image, weight = from_pixels(raw["pixels"], seed), tf.ones(())
-        elif "encoded" in raw:
-            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
-        else:
-            image, weight = _try(raw["name"], seed, from_file, shape)
-        parts = {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
-        return {**parts, "name": raw["name"]} if "name" in raw else parts
-
-    return read
-
-
-def _try(source, seed, decode, shape):
-    """The image of `decode(source, seed)` and weight 1; zeros and weight 0 where that fails.
-
-    A data set of one element is the only place where TensorFlow lets a graph go on after an
-    operation failed.
-    """
-    one = tf.data.Dataset.from_tensors((source, tf.convert_to_tensor(seed)))
-    decoded = one.map(lambda source, seed: (decode(source, seed), 1.0)).ignore_errors()
-    substitute = tf.data.Dataset.from_tensors((tf.zeros(shape), 0.0))
-    return decoded.concatenate(substitute).take(1).get_single_element()
-
-
-def _fetcher(split):
-    """A function from an element of a stream to what there is of an example before decoding.
-
-    Returns:
-        Function that gives a dict with `label`, and `pixels`, or `name` and (unless the file of
-        that name must still be read) `encoded`.
-    """
-    if isinstance(split, Records):
-        return lambda element: split.named(element["serialized"], element["name"])
-    columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
-    columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
-    columns["label"] = tf.constant(split.labels)
-    return lambda element: {k: column[element["index"]] for k, column in columns.items()}

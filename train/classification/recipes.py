@@ -1,21 +1,28 @@
 """Recipes: frozen dataclasses that hold everything a run depends on, but where its data lies."""
 
 import dataclasses
-import json
-import math
+import typing
 
-from dgnet_keras.checks import check_choice, closest
+import train.recipes
+from train.recipes import (
+    Amount,
+    CheckedRecipe,
+    ClipNorm,
+    Count,
+    DType,
+    Interval,
+    Probability,
+    Seed,
+    Share,
+    Whole,
+)
 
-FORMAT = 3
-DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
-OPTIMIZERS = ("sgd", "adamw")
-OPTIONAL = {"edge_scale": float, "max_nodes": int, "num_classes": int, "clip_norm": float}
-KERAS_CV = ("rand_augment_layers", "mixup_alpha", "cutmix_alpha")
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(CheckedRecipe):
     """What a run trains, on what, and how.
+
+    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
 
     Attributes:
         model: a variant of `dgnet_keras.list_variants()`.
@@ -30,13 +37,6 @@ class Recipe:
         first_label: number of the first class in TFRecords; 1 in ImageNet's usual ones.
         validation: share of the training images that is held out, alike for every seed, and
             evaluated in place of the test images: to choose settings with. 0 is off.
-        wiring: see `dgnet_keras.create`, as for all down to `model_overrides`.
-        threshold: see `dgnet_keras.create`.
-        edge_scale: see `dgnet_keras.create`.
-        init: see `dgnet_keras.create`.
-        gate: see `dgnet_keras.create`.
-        learn_threshold: see `dgnet_keras.create`.
-        max_nodes: see `dgnet_keras.create`.
         model_overrides: fields of the family's Spec.
         dtype: Keras dtype policy; `"mixed_float16"` scales the loss dynamically.
         optimizer: `"sgd"` (with momentum) or `"adamw"`.
@@ -63,8 +63,8 @@ class Recipe:
         random_erasing: probability that a rectangle of the image becomes noise.
         rand_augment_layers: operations of keras-cv's RandAugment; 0 is off.
         rand_augment_magnitude: of RandAugment, in [0, 1].
-        mixup_alpha: of keras-cv's MixUp; 0 is off.
-        cutmix_alpha: of keras-cv's CutMix; 0 is off. With both, each batch takes one at random.
+        mixup_alpha: of Keras's MixUp; 0 is off.
+        cutmix_alpha: of Keras's CutMix; 0 is off. With both, each batch takes one at random.
         crop: of the evaluation's centre crop, see `Preprocessing`.
         cache: whether the images' bytes are kept in memory, for data that fits in it.
         shuffle_buffer: records that are read and shuffled at a time (`"tfrecord"`, `"tfds:NAME"`).
@@ -76,58 +76,53 @@ class Recipe:
         checkpoints_kept: how many of the newest checkpoints are kept.
     """
 
+    FORMAT = 3
+
     model: str
     dataset: str
     input_shape: tuple[int, int, int]
-    epochs: int
-    batch_size: int = 128
-    seed: int = 0
+    epochs: Count
+    batch_size: Count = 128
+    seed: Seed = 0
     deterministic: bool = False
     num_classes: int | None = None
-    first_label: int = 1
-    validation: float = 0.0
-    wiring: str = "dynamic"
-    threshold: float = 0.1
-    edge_scale: float | None = None
-    init: str = "open"
-    gate: str = "straight_through"
-    learn_threshold: bool = False
-    max_nodes: int | None = None
+    first_label: Whole = 1
+    validation: Share = 0.0
     model_overrides: dict = dataclasses.field(default_factory=dict)
-    dtype: str = "float32"
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    router_lr_multiplier: float = 0.1
-    warmup_epochs: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip_norm: float | None = None
-    ema_momentum: float = 0.0
-    accumulation_steps: int = 1
+    dtype: DType = "float32"
+    optimizer: typing.Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Amount = 0.1
+    router_lr_multiplier: Amount = 0.1
+    warmup_epochs: Amount = 1.0
+    momentum: Share = 0.9
+    weight_decay: Amount = 5e-4
+    clip_norm: ClipNorm = None
+    ema_momentum: Share = 0.0
+    accumulation_steps: Count = 1
     synchronized_norm: bool = False
-    freeze_backbone_epochs: int = 0
-    freeze_routers_epochs: int = 0
-    label_smoothing: float = 0.0
+    freeze_backbone_epochs: Whole = 0
+    freeze_routers_epochs: Whole = 0
+    label_smoothing: Share = 0.0
     random_flip: bool = False
-    random_shift: int = 0
-    random_resized_crop: float = 0.0
-    random_erasing: float = 0.0
-    rand_augment_layers: int = 0
-    rand_augment_magnitude: float = 0.5
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    crop: float = 1.0
+    random_shift: Whole = 0
+    random_resized_crop: Share = 0.0
+    random_erasing: Probability = 0.0
+    rand_augment_layers: Whole = 0
+    rand_augment_magnitude: Probability = 0.5
+    mixup_alpha: Amount = 0.0
+    cutmix_alpha: Amount = 0.0
+    crop: typing.Annotated[float, Interval("(0, 1]")] = 1.0
     cache: bool = False
-    shuffle_buffer: int = 8192
+    shuffle_buffer: Count = 8192
     xla: bool = True
-    evaluation_epochs: int = 1
-    steps_per_loop: int = 10
-    checkpoint_epochs: int = 1
-    checkpoint_steps: int = 0
-    checkpoints_kept: int = 3
+    evaluation_epochs: Count = 1
+    steps_per_loop: Count = 10
+    checkpoint_epochs: Count = 1
+    checkpoint_steps: Whole = 0
+    checkpoints_kept: Count = 3
 
     def __post_init__(self):
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        super().__post_init__()
         if len(self.input_shape) != 3 or not all(
             type(size) is int and size > 0 for size in self.input_shape
         ):
@@ -135,55 +130,12 @@ class Recipe:
                 "`input_shape` must be (height, width, channels), positive integers. "
                 f"Received: {self.input_shape}"
             )
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_ranges(
-            self,
-            (
-                (("epochs", "batch_size", "steps_per_loop", "checkpoint_epochs"), 1, math.inf),
-                (("checkpoints_kept", "accumulation_steps", "shuffle_buffer"), 1, math.inf),
-                (("evaluation_epochs",), 1, math.inf),
-                (("learning_rate", "router_lr_multiplier", "warmup_epochs"), 0, math.inf),
-                (("weight_decay", "random_shift", "checkpoint_steps"), 0, math.inf),
-                (("seed",), 0, 2**32),
-                (("freeze_backbone_epochs", "freeze_routers_epochs"), 0, math.inf),
-                ((*KERAS_CV, "first_label"), 0, math.inf),
-                (("momentum", "label_smoothing", "ema_momentum", "random_resized_crop"), 0, 1),
-                (("validation",), 0, 1),
-                (("random_erasing", "rand_augment_magnitude"), 0, 1 + 1e-9),
-            ),
-        )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"`clip_norm` must be positive and finite. Received: {self.clip_norm}")
-        if self.deterministic and (used := [k for k in KERAS_CV if getattr(self, k)]):
+        if self.deterministic and self.rand_augment_layers:
             raise ValueError(
-                "keras-cv's augmentation does not repeat bit for bit: with `deterministic` set "
-                f"{', '.join(used)} to 0 (the other augmentation is deterministic)."
+                "keras-cv's RandAugment does not repeat bit for bit: with `deterministic` set "
+                "rand_augment_layers to 0 (the other augmentation is deterministic). "
+                f"Received: rand_augment_layers={self.rand_augment_layers}"
             )
-
-    def to_json(self):
-        """The recipe as indented JSON, with a format number."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
-
-
-def check_ranges(recipe, ranges):
-    """Makes sure that fields lie in a half-open range.
-
-    Args:
-        recipe: a dataclass.
-        ranges: tuples of field names, lowest value, and the value that all must be under
-            (1 + 1e-9 includes 1).
-
-    Raises:
-        ValueError: naming the first field that does not.
-    """
-    for names, low, high in ranges:
-        for name in names:
-            if not low <= getattr(recipe, name) < high:
-                until = "1]" if high == 1 + 1e-9 else f"{high})"
-                raise ValueError(
-                    f"`{name}` must be in [{low}, {until}. Received: {getattr(recipe, name)}"
-                )
 
 
 IMAGENET = Recipe(
@@ -281,57 +233,5 @@ RECIPES = {
 
 
 def get_recipe(name, overrides=(), recipes=RECIPES):
-    """A recipe by name, with `key=value` strings applied.
-
-    Args:
-        name: a key of `recipes`.
-        overrides: strings `"key=value"`; the value is JSON, or else a plain string.
-            `model_overrides.depths=[2,2,2]` sets one entry of a dict.
-        recipes: dict of name to a frozen dataclass.
-
-    Raises:
-        ValueError: for an unknown recipe or key (names the closest), or a value of a wrong kind.
-    """
-    if name not in recipes:
-        raise ValueError(
-            f"Unknown recipe {name!r}.{closest(name, recipes)} Recipes: {', '.join(recipes)}"
-        )
-    recipe = recipes[name]
-    for item in overrides:
-        recipe = _apply(recipe, item)
-    return recipe
-
-
-def _apply(recipe, item):
-    key, separator, text = item.partition("=")
-    if not separator:
-        raise ValueError(f"An override is written key=value. Received: {item!r}")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    key, _, entry = key.partition(".")
-    fields = {field.name: field for field in dataclasses.fields(recipe)}
-    if key not in fields:
-        raise ValueError(
-            f"Unknown key {key!r}.{closest(key, fields)} Keys of a recipe: {', '.join(fields)}"
-        )
-    if entry:
-        if not isinstance(getattr(recipe, key), dict):
-            raise ValueError(f"`{key}` has no entries to set. Received: {item!r}")
-        value = {**getattr(recipe, key), entry: value}
-    return dataclasses.replace(recipe, **{key: _checked(key, value, getattr(recipe, key))})
-
-
-def _checked(key, value, default):
-    """The value as the type that the key has; `ValueError` if it is of another."""
-    if value is None and key in OPTIONAL:
-        return None
-    kind = OPTIONAL.get(key, list if isinstance(default, tuple) else type(default))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise ValueError(
-            f"`{key}` must be of type {kind.__name__}, as in {default!r}. Received: {value!r}"
-        )
-    return value
+    """A recipe by name, with `key=value` strings applied; see `train.recipes.get_recipe`."""
+    return train.recipes.get_recipe(name, overrides, recipes)

@@ -1,25 +1,16 @@
-"""COCO-format detection data: annotations checked, TFRecords made once.
-
-TFRecords are written by Model Garden's converter; what it would trip over, or drop in silence, is
-checked before. Imports nothing from `train`.
-"""
+"""COCO-format annotations, checked for what a converter would trip over or drop in silence."""
 
 import collections
 import dataclasses
 import hashlib
 import json
-import logging
 import math
 import pathlib
 
-import numpy as np
 from PIL import Image
 
-from dgnet_keras.serving.export import atomic_directory
+from train.detection.masks import convert_mask, is_number
 
-FORMAT = 1  # of the TFRecords; a higher one makes them anew
-FLOAT_MAX = float(np.finfo("float32").max)
-FARTHEST = 1e6  # pixels; pycocotools ends the process at polygons that reach 1e9
 NAMED = 5  # at most so many culprits are named in a message
 
 
@@ -126,38 +117,7 @@ def load_split(file, images_dir, *, limit=0, masks=False):
     categories = content["categories"]
     labels = _labels([category["id"] for category in categories])
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    left_out = {image["id"] for image in content["images"]} - set(sizes)
-    problems = {}
-    truth, training = [], []
-    for k, annotation in enumerate(content["annotations"]):
-        annotation = {key: value for key, value in annotation.items() if value is not None}
-        name = annotation.get("id", k)
-        image_id, category_id = (_id(annotation, key) for key in ("image_id", "category_id"))
-        if image_id in left_out:
-            continue
-        if image_id not in sizes:
-            problems.setdefault("of an image that is not listed: left out", []).append(name)
-            continue
-        if category_id not in labels:
-            problems.setdefault("of a category that is not listed: left out", []).append(name)
-            continue
-        box = _box(annotation, name, file)
-        _check_numbers(annotation, name, file)
-        # COCO's evaluation reads 0 as "no match".
-        whole = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": len(truth) + 1}
-        truth.append(whole)
-        width, height = sizes[image_id]
-        mask = {}
-        if masks:  # those of boxes that are left out too: they are evaluated
-            mask["segmentation"] = _mask(whole, width, height, f"annotation {name} of {file}")
-        clipped = clip_box(box, width, height)
-        if clipped is None:
-            problems.setdefault("with a box of no area in its image: left out", []).append(name)
-            continue
-        if clipped != box:
-            problems.setdefault("with a box beyond its image: clipped", []).append(name)
-        label = labels[category_id]
-        training.append({**whole, **mask, "bbox": list(clipped), "category_id": label})
+    truth, training, problems = _checked(file, content, sizes, labels, masks)
     if not training:
         raise ValueError(f"{file} has no box inside a listed image. Nothing can be learned from it")
     by_id = {category["id"]: str(category.get("name") or category["id"]) for category in categories}
@@ -176,6 +136,42 @@ def load_split(file, images_dir, *, limit=0, masks=False):
         tuple(by_id.get(i, f"(no category {k})") for k, i in enumerate(category_ids, 1)),
         findings,
     )
+
+
+def _checked(file, content, sizes, labels, masks):
+    """Annotations for evaluation, those for training, and the names of others, by problem."""
+    beyond_limit = {image["id"] for image in content["images"]} - set(sizes)
+    truth, training, problems = [], [], collections.defaultdict(list)
+    for k, annotation in enumerate(content["annotations"]):
+        annotation = {key: value for key, value in annotation.items() if value is not None}
+        name = annotation.get("id", k)
+        image_id, category_id = (_id(annotation, key) for key in ("image_id", "category_id"))
+        if image_id in beyond_limit:
+            continue
+        if image_id not in sizes:
+            problems["of an image that is not listed: left out"].append(name)
+            continue
+        if category_id not in labels:
+            problems["of a category that is not listed: left out"].append(name)
+            continue
+        box = _box(annotation, name, file)
+        _check_numbers(annotation, name, file)
+        # COCO's evaluation reads 0 as "no match".
+        whole = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": len(truth) + 1}
+        truth.append(whole)
+        size = sizes[image_id]
+        mask = {}
+        if masks:  # those of boxes that are left out too: they are evaluated
+            mask["segmentation"] = convert_mask(whole, *size, f"annotation {name} of {file}")
+        clipped = clip_box(box, *size)
+        if clipped is None:
+            problems["with a box of no area in its image: left out"].append(name)
+            continue
+        if clipped != box:
+            problems["with a box beyond its image: clipped"].append(name)
+        label = labels[category_id]
+        training.append({**whole, **mask, "bbox": list(clipped), "category_id": label})
+    return truth, training, problems
 
 
 def clip_box(box, width, height):
@@ -280,16 +276,9 @@ def _id(annotation, key):
     return value if isinstance(value, int) else None
 
 
-def _is_number(value):
-    """Whether a value of a JSON is a number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < FLOAT_MAX  # false for NaN
-
-
 def _box(annotation, name, file):
     box = annotation.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         raise ValueError(
             f"{file}: 'bbox' must be [x, y, width, height] in pixels. "
             f"Received: {str(box)[:60]} (annotation {name})"
@@ -299,157 +288,14 @@ def _box(annotation, name, file):
 
 def _check_numbers(annotation, name, file):
     area, crowd = annotation.get("area", 0), annotation.get("iscrowd", 0)
-    if not _is_number(area) or area < 0 or crowd not in (0, 1):
+    if not is_number(area) or area < 0 or crowd not in (0, 1):
         raise ValueError(
             f"{file}: 'area' must be a number of at least 0 and 'iscrowd' 0 or 1. Received: "
             f"area={str(area)[:60]!r}, iscrowd={str(crowd)[:60]!r} (annotation {name})"
         )
 
 
-def _mask(annotation, width, height, name):
-    """The segmentation of an annotation as Model Garden's converter takes it.
-
-    COCO's tools also take run lengths for single objects, compressed ones, and polygons for
-    crowds; the converter takes polygons for objects, and for crowds uncompressed run lengths.
-
-    Raises:
-        ValueError: if it is no mask of the image, with the annotation's name.
-    """
-    from pycocotools import mask
-
-    segmentation = annotation.get("segmentation")
-    crowd = bool(annotation["iscrowd"])
-    polygons = isinstance(segmentation, list) and len(segmentation) > 0
-    if polygons and all(_is_polygon(part) for part in segmentation):
-        if not crowd:
-            return segmentation
-        merged = mask.merge(mask.frPyObjects(segmentation, height, width))
-        counts = _decompressed(merged["counts"].decode())
-    else:
-        counts = _run_lengths(segmentation, width, height)
-    if counts is None:
-        raise ValueError(
-            "A mask must be a list of polygons [x1, y1, x2, y2, x3, y3, ...] or run lengths "
-            f'{{"size": [{height}, {width}], "counts": ...}}. '
-            f"Received: {str(segmentation)[:60]} ({name})"
-        )
-    runs = {"size": [height, width], "counts": counts}
-    return runs if crowd else [runs]
-
-
-def _is_polygon(part):
-    return (
-        isinstance(part, list)
-        and len(part) >= 6
-        and len(part) % 2 == 0
-        and all(_is_number(x) and abs(x) < FARTHEST for x in part)
-    )
-
-
-def _run_lengths(segmentation, width, height):
-    """Those of a mask of such an image, as a list; None if it is none."""
-    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-        return None
-    counts = segmentation.get("counts")
-    if isinstance(counts, str):
-        counts = _decompressed(counts)
-    integers = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
-    return counts if integers and sum(counts) == height * width else None
-
-
-def _decompressed(text):
-    """Run lengths from COCO's compressed string; pycocotools does not check that they are some.
-
-    Five bits a character, the lowest first; 32 says that another follows. From the fourth on they
-    are differences to the length before the last.
-    """
-    counts, value, shift = [], 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (1 << shift) * bool(bits & 16)
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts
-
-
 def _finding(file, what, names):
     more = ", ..." if len(names) > NAMED else ""
     listed = ", ".join(map(str, names[:NAMED]))
     return f"{file.name}: {len(names)} annotations {what} (id {listed}{more})"
-
-
-def write_records(split, directory, *, training, masks=False):
-    """TFRecords of a split, made by Model Garden's converter unless they are there.
-
-    Args:
-        split: a `CocoSplit`.
-        directory: folder that a folder for these records is made in.
-        training: whether images without boxes are left out.
-        masks: whether masks are written.
-
-    Returns:
-        Tuple of the pattern of the files and the number of images in them.
-
-    Raises:
-        ValueError: if an image cannot be decoded, or has another size than the annotations say.
-    """
-    images = split.images
-    if training:
-        with_boxes = {annotation["image_id"] for annotation in split.annotations}
-        images = [image for image in images if image["id"] in with_boxes]
-    # An image that was replaced has another size or time.
-    stats = [(split.images_dir / image["file_name"]).stat() for image in images]
-    files = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-    content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve()), files]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    folder = pathlib.Path(directory) / digest
-    make_once(folder, lambda scratch: _convert(split, images, str(scratch / "records"), masks))
-    return str(folder / "records*"), len(images)
-
-
-def make_once(folder, fill):
-    """Has `fill(scratch folder)` make a folder, whole or not at all, unless it is there."""
-    if folder.exists():
-        return
-    try:
-        with atomic_directory(folder) as scratch:
-            fill(scratch)
-    except OSError:
-        if not folder.exists():  # else another process was faster
-            raise
-
-
-def _convert(split, images, prefix, masks):
-    level = logging.getLogger("tensorflow").level
-    from official.vision.data import create_coco_tf_record, tfrecord_lib
-
-    logging.getLogger("tensorflow").setLevel(level)  # the converter makes it verbose
-    annotations = {}
-    for annotation in split.annotations:
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
-    names = dict(enumerate(split.class_names, start=1))
-
-    def example(image, *arguments):
-        path = split.images_dir / image["file_name"]
-        height, width, _ = read_image(path).shape
-        if (width, height) != (image["width"], image["height"]):
-            raise ValueError(
-                f"{path} is {(width, height)} pixels (width, height), its annotations say "
-                f"{(image['width'], image['height'])}"
-            )
-        record, dropped = create_coco_tf_record.create_tf_example(image, *arguments)
-        assert not dropped, path  # boxes were clipped
-        return record, dropped
-
-    entries = create_coco_tf_record.generate_annotations(
-        images,
-        [str(split.images_dir)],
-        img_to_obj_annotation=annotations,
-        id_to_name_map=names,
-        include_masks=masks,
-    )
-    shards = min(64, math.ceil(len(images) / 16))
-    tfrecord_lib.write_tf_record_dataset(prefix, entries, example, shards, multiple_processes=0)

@@ -1,54 +1,26 @@
-"""A detection recipe as a Model Garden experiment, its tasks, and evaluation with pycocotools.
+"""A detection recipe as a Model Garden experiment, with its task and optimizer."""
 
-Imports `train.detection.recipes` and `train.detection.annotations`.
-"""
-
-import contextlib
-import dataclasses
-import io
-import json
 import math
 
 import tensorflow as tf
 from official.core import config_definitions as cfg
 from official.modeling import optimization
 from official.vision.configs import common, decoders, maskrcnn, retinanet
-from official.vision.evaluation import coco_evaluator, coco_utils
 from official.vision.tasks import maskrcnn as maskrcnn_task
 from official.vision.tasks import retinanet as retinanet_task
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from dgnet_keras import convert, detection
-
-BOX_FIGURES = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
-    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
-)
 
 # `tf.image.combined_non_max_suppression`, on the CPU also where there is a GPU. Model Garden's
 # default "v2" finds the same (same figures on 32 COCO images) and takes 50 times as long on a CPU
 # (303 s against 6 s, RetinaNet at 256 x 256); TPUs need it.
 NMS = "batched"
 
-# Model Garden's settings of its evaluation, which the `Evaluator` stands in for.
+# Model Garden's settings of its evaluation, which `evaluator.Evaluator` stands in for.
 EVALUATION = (
     *("annotation_file", "max_num_eval_detections", "per_category_metrics"),
     *("use_approx_instance_metrics", "use_coco_metrics", "use_wod_metrics"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """TFRecords of a split.
-
-    Attributes:
-        pattern: of the files.
-        images: number of images in them.
-    """
-
-    pattern: str
-    images: int
 
 
 def steps_per_epoch(recipe, train):
@@ -118,8 +90,6 @@ def _check_kinds(settings, config, place):
 
 def _model(recipe, num_classes):
     """What the configurations of both kinds of detector share."""
-    fields = {field.name for field in dataclasses.fields(detection.DGNet)}
-    options = {k: v for k, v in vars(recipe).items() if k in fields}
     return {
         "num_classes": num_classes,
         "input_size": [*recipe.image_size, 3],
@@ -128,7 +98,10 @@ def _model(recipe, num_classes):
         "backbone": detection.Backbone(
             type="dgnet",
             dgnet=detection.DGNet(
-                **options, name=recipe.model, overrides=recipe.model_overrides or None
+                **recipe.keywords(),
+                name=recipe.model,
+                seed=recipe.seed,
+                overrides=recipe.model_overrides or None,
             ),
         ),
         "decoder": decoders.Decoder(type="fpn", fpn=decoders.FPN(num_filters=recipe.fpn_filters)),
@@ -319,102 +292,3 @@ def create_optimizer(params, model, router_lr_multiplier):
     return factory.build_optimizer(
         factory.build_learning_rate(), gradient_transformers=[slow_routers]
     )
-
-
-class Evaluator(coco_evaluator.COCOEvaluator):
-    """Collects a detector's answers and has pycocotools evaluate them, on every image.
-
-    Model Garden's own leaves out images for which nothing was predicted, and takes labels for
-    category ids.
-
-    Args:
-        split: a `CocoSplit`.
-        masks: whether masks are evaluated too.
-    """
-
-    def __init__(self, split, masks=False):
-        super().__init__(annotation_file=None, include_mask=masks)
-        self._annotation_file = "of the split"  # so that no ground truth is collected
-        self._split = split
-        self._masks = masks
-        self._seen = set()
-        self.detections = []
-
-    @property
-    def image_count(self):
-        """Number of images to evaluate."""
-        return len(self._split.images)
-
-    def reset_states(self):
-        """Forgets all predictions."""
-        super().reset_states()
-        self._seen = set()
-
-    def update_state(self, groundtruths, predictions):
-        """Takes a batch's predictions; of an image that came before they are left out."""
-        del groundtruths  # the split has it
-        whole = {k: tf.concat(v, 0) if isinstance(v, tuple) else v for k, v in predictions.items()}
-        ids = whole["source_id"].numpy().tolist()
-        new = [k for k, i in enumerate(ids) if i not in self._seen and i not in ids[:k]]
-        self._seen.update(ids)
-        if new:
-            super().update_state({}, {k: tf.gather(v, new) for k, v in whole.items()})
-
-    def evaluate(self):
-        """Figures of `coco_figures`; the detections behind them are kept in `detections`."""
-        found = []
-        if self._predictions:
-            found = coco_utils.convert_predictions_to_coco_annotations(self._predictions)
-        answers = [self._as_coco(entry) for entry in found]
-        self.detections = [answer for answer in answers if answer is not None]
-        return coco_figures(self._split.ground_truth, self.detections, masks=self._masks)
-
-    def _as_coco(self, entry):
-        """A prediction as COCO's result format has it; None for padding."""
-        label = int(entry["category_id"])
-        ids = self._split.category_ids
-        if entry["score"] <= 0 or not 1 <= label <= len(ids) or ids[label - 1] is None:
-            return None
-        answer = {
-            "image_id": int(entry["image_id"]),
-            "category_id": ids[label - 1],
-            "bbox": [float(x) for x in entry["bbox"]],
-            "score": float(entry["score"]),
-        }
-        if self._masks:
-            counts = entry["segmentation"]["counts"]
-            size = [int(s) for s in entry["segmentation"]["size"]]
-            answer["segmentation"] = {"size": size, "counts": counts.decode()}
-        return answer
-
-
-def coco_figures(ground_truth, detections, *, masks=False):
-    """COCO's twelve figures, by pycocotools.
-
-    Args:
-        ground_truth: dict in COCO's format; every image in it counts.
-        detections: list in COCO's result format.
-        masks: whether `mask_AP` and so on are wanted too.
-
-    Returns:
-        Dict of names to floats in [0, 1]; -1 where there is nothing to find.
-    """
-    figures = {}
-    for kind, prefix in (("bbox", ""), ("segm", "mask_"))[: 2 if masks else 1]:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO()
-            truth.dataset = json.loads(json.dumps(ground_truth))
-            truth.createIndex()
-            found = json.loads(json.dumps(detections))
-            if kind == "segm":  # else pycocotools takes the boxes' areas for those of the masks
-                found = [{k: v for k, v in answer.items() if k != "bbox"} for answer in found]
-            answers = truth.loadRes(found) if found else COCO()
-            if not detections:
-                answers.dataset = {**truth.dataset, "annotations": []}
-                answers.createIndex()
-            run = COCOeval(truth, answers, kind)
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-        figures |= {prefix + n: float(v) for n, v in zip(BOX_FIGURES, run.stats, strict=True)}
-    return figures

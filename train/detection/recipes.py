@@ -1,19 +1,27 @@
 """Recipes for object detection: frozen dataclasses, a row a recipe."""
 
 import dataclasses
-import json
 import math
+import typing
 
-from dgnet_keras.checks import check_choice
-from train.classification.recipes import DTYPES, check_ranges
+from train.recipes import (
+    Amount,
+    CheckedRecipe,
+    ClipNorm,
+    Count,
+    DType,
+    Interval,
+    Seed,
+    Share,
+    Whole,
+)
 
-FORMAT = 1
-DETECTORS = ("fasterrcnn", "maskrcnn", "retinanet")
 
-
-@dataclasses.dataclass(frozen=True)
-class DetectionRecipe:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(CheckedRecipe):
     """Which detector is trained, on what, and how.
+
+    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
 
     Attributes:
         detector: `"fasterrcnn"`, `"maskrcnn"` or `"retinanet"`, each with a feature pyramid
@@ -29,13 +37,6 @@ class DetectionRecipe:
         validation_split: likewise, `val` or `test`.
         train_images: only the first so many training images, by id; 0 means all.
         validation_images: likewise.
-        wiring: see `dgnet_keras.create`, as for all down to `model_overrides`.
-        threshold: see `dgnet_keras.create`.
-        edge_scale: see `dgnet_keras.create`.
-        init: see `dgnet_keras.create`.
-        gate: see `dgnet_keras.create`.
-        learn_threshold: see `dgnet_keras.create`.
-        max_nodes: see `dgnet_keras.create`.
         model_overrides: fields of the family's Spec.
         dtype: dtype policy; `"mixed_float16"` scales the loss dynamically.
         learning_rate: of SGD with momentum, for the whole batch.
@@ -67,72 +68,49 @@ class DetectionRecipe:
             as `{"task": {"losses": {"box_loss_weight": 20}}}`.
     """
 
-    detector: str
+    FORMAT = 1
+
+    detector: typing.Literal["fasterrcnn", "maskrcnn", "retinanet"]
     model: str
     image_size: tuple[int, int]
-    epochs: int
-    batch_size: int = 16
-    seed: int = 0
+    epochs: Count
+    batch_size: Count = 16
+    seed: Seed = 0
     train_split: str = ""
     validation_split: str = ""
-    train_images: int = 0
-    validation_images: int = 0
-    wiring: str = "dynamic"
-    threshold: float = 0.1
-    edge_scale: float | None = None
-    init: str = "open"
-    gate: str = "straight_through"
-    learn_threshold: bool = False
-    max_nodes: int | None = None
+    train_images: Whole = 0
+    validation_images: Whole = 0
     model_overrides: dict = dataclasses.field(default_factory=dict)
-    dtype: str = "float32"
-    learning_rate: float = 0.02
-    router_lr_multiplier: float = 0.1
-    momentum: float = 0.9
-    warmup_steps: int = 500
+    dtype: DType = "float32"
+    learning_rate: Amount = 0.02
+    router_lr_multiplier: Amount = 0.1
+    momentum: Share = 0.9
+    warmup_steps: Whole = 500
     decay_epochs: tuple[int, ...] = ()
-    weight_decay: float = 1e-4
-    clip_norm: float | None = None
+    weight_decay: Amount = 1e-4
+    clip_norm: ClipNorm = None
     freeze_backbone: bool = False
     synchronized_norm: bool = False
-    norm_momentum: float = 0.9
+    norm_momentum: Share = 0.9
     random_flip: bool = True
     scale_range: tuple[float, float] = (1.0, 1.0)
-    min_level: int = 2
+    min_level: typing.Annotated[int, Interval("[2, 6)")] = 2
     max_level: int = 6
-    fpn_filters: int = 256
-    head_convs: int = 4
-    fc_dims: int = 1024
-    anchor_size: float = 8.0
-    num_proposals: int = 1000
-    num_sampled_rois: int = 512
-    max_detections: int = 100
-    evaluation_epochs: int = 1
-    steps_per_loop: int = 100
-    checkpoints_kept: int = 3
+    fpn_filters: Count = 256
+    head_convs: Whole = 4
+    fc_dims: Count = 1024
+    anchor_size: typing.Annotated[float, Interval("[0.1, inf)")] = 8.0
+    num_proposals: Count = 1000
+    num_sampled_rois: Count = 512
+    max_detections: Count = 100
+    evaluation_epochs: Count = 1
+    steps_per_loop: Count = 100
+    checkpoints_kept: Count = 3
     garden: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("image_size", "decay_epochs", "scale_range"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_choice("detector", self.detector, DETECTORS)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_ranges(
-            self,
-            (
-                (("epochs", "batch_size", "steps_per_loop", "checkpoints_kept"), 1, math.inf),
-                (("fpn_filters", "fc_dims", "num_proposals", "num_sampled_rois"), 1, math.inf),
-                (("max_detections", "evaluation_epochs"), 1, math.inf),
-                (("min_level",), 2, 6),  # the backbones' levels
-                (("train_images", "validation_images", "head_convs"), 0, math.inf),
-                (("warmup_steps", "learning_rate", "router_lr_multiplier"), 0, math.inf),
-                (("weight_decay",), 0, math.inf),
-                (("anchor_size",), 0.1, math.inf),
-                (("seed",), 0, 2**32),
-                (("momentum", "norm_momentum"), 0, 1),
-                (("max_level",), self.min_level, math.inf),
-            ),
-        )
+        super().__post_init__()
+        Interval(f"[{self.min_level}, inf)").check("max_level", self.max_level)
         stride = 2**self.max_level
         sizes_ok = all(type(s) is int and s > 0 and s % stride == 0 for s in self.image_size)
         if len(self.image_size) != 2 or not sizes_ok:
@@ -152,12 +130,6 @@ class DetectionRecipe:
             raise ValueError(
                 f"`decay_epochs` must be positive integers, rising. Received: {self.decay_epochs}"
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise ValueError(f"`clip_norm` must be positive and finite. Received: {self.clip_norm}")
-
-    def to_json(self):
-        """The recipe as indented JSON, with a format number."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
 
 _COCO = DetectionRecipe(

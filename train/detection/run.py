@@ -30,6 +30,8 @@ from train.detection import export as coco_export
 from train.detection import garden as coco_task
 from train.detection import report as coco_report
 from train.detection import scenes as coco_scenes
+from train.detection.evaluator import Evaluator
+from train.detection.records import write_records
 from train.strategies import agreement, averaging, is_chief, make_strategy, own_folder
 
 PATTERN = ",*?[]{}"  # a name with these matches other files than itself, or several
@@ -141,7 +143,7 @@ class Data:
     Attributes:
         train: `CocoSplit` that is learned from.
         validation: `CocoSplit` that is evaluated.
-        train_records: `coco_task.Records`.
+        train_records: `records.Records`.
         validation_records: likewise.
         findings: sentences about what was mended or left out.
     """
@@ -149,12 +151,8 @@ class Data:
     def __init__(self, train, validation, directory, *, masks):
         self.train = train
         self.validation = validation
-        self.train_records = coco_task.Records(
-            *coco_data.write_records(train, directory, training=True, masks=masks)
-        )
-        self.validation_records = coco_task.Records(
-            *coco_data.write_records(validation, directory, training=False, masks=masks)
-        )
+        self.train_records = write_records(train, directory, training=True, masks=masks)
+        self.validation_records = write_records(validation, directory, training=False, masks=masks)
         self.findings = list(dict.fromkeys([*train.findings, *validation.findings]))
 
 
@@ -255,7 +253,7 @@ class Run:
             data.validation_records,
             num_classes=len(data.train.category_ids) + 1,
         )
-        self.evaluator = coco_task.Evaluator(data.validation, recipe.detector == "maskrcnn")
+        self.evaluator = Evaluator(data.validation, recipe.detector == "maskrcnn")
         load = init_backbone and functools.partial(load_initial_weights, path=init_backbone)
         self.task = coco_task.make_task(self.params, self.evaluator, load)
         tf_keras.utils.set_random_seed(recipe.seed)

@@ -1,7 +1,4 @@
-"""Scenes pasted from scikit-learn's digits, in COCO's format: data for a fresh machine.
-
-Imports `train.detection.annotations`.
-"""
+"""Scenes pasted from scikit-learn's digits, in COCO's format: data for a fresh machine."""
 
 import json
 import pathlib
@@ -9,7 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from train.detection.annotations import make_once
+from train.detection.records import make_once
 
 
 def make_digit_scenes(directory, *, train=96, validation=32, size=128, seed=0):

@@ -21,15 +21,15 @@ from benchmarks.serving import c_api
 from dgnet_keras.serving.export import atomic_directory
 from train import coco
 from train.classification import run as runner
-from train.classification.recipes import get_recipe
 from train.command_line import ending_clearly, explain
 from train.detection import annotations as coco_data
 from train.detection import export as coco_export
-from train.detection import garden as coco_task
 from train.detection import report as coco_report
 from train.detection import run as coco_runner
 from train.detection import scenes as coco_scenes
+from train.detection.evaluator import BOX_FIGURES
 from train.detection.recipes import RECIPES
+from train.recipes import get_recipe
 
 ROOT = pathlib.Path(__file__).parents[3]
 TINY = (
@@ -71,165 +71,6 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(scenes, tmp_path_factory):
     return coco_runner.load_data(tiny(), tmp_path_factory.mktemp("work"), scenes)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_an_experiment_of_model_garden(name):
-    recipe = RECIPES[name]
-    records = coco_task.Records("train*", 1000)
-    params = coco_task.experiment(recipe, records, records, num_classes=81)
-    model = params.task.model
-    assert model.num_classes == 81
-    assert model.input_size == [*recipe.image_size, 3]
-    assert model.backbone.get().name == recipe.model
-    assert params.task.train_data.global_batch_size == recipe.batch_size
-    steps = recipe.epochs * (1000 // recipe.batch_size)
-    assert params.trainer.train_steps == steps
-    assert ("mask_head" in model.as_dict() and bool(model.mask_head)) == ("mask" in name)
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ("image_size=[100,128]", "multiples of 2^max_level = 64"),
-        ("detector=yolo", "fasterrcnn"),
-        ("scale_range=[2,1]", "least, greatest"),
-        ("decay_epochs=[8,3]", "rising"),
-        ('decay_epochs=["a"]', "rising"),
-        ('scale_range=["a","b"]', "least, greatest"),
-        ("scale_range=[0.5,Infinity]", "finite"),
-        ("min_level=6", "min_level"),
-        ("anchor_size=0", "anchor_size"),
-        ("batch_size=0", "batch_size"),
-        ("dtype=int8", "dtype"),
-        ("max_level=1", "max_level"),
-        ("learning_rat=1", "learning_rate"),
-    ],
-)
-def test_mistakes_in_a_recipe_are_named(item, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
-    assert message in str(error.value)
-
-
-def test_other_settings_of_model_garden_can_be_set():
-    records = coco_task.Records("train*", 64)
-    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7}}}')
-    assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7
-    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_loss_weight":7.5}}}')
-    assert coco_task.experiment(recipe, records, records, 11).task.losses.box_loss_weight == 7.5
-    recipe = tiny("coco_tiny_retinanet", 'garden={"task":{"losses":{"box_los":7}}}')
-    with pytest.raises(ValueError, match="box_los"):
-        coco_task.experiment(recipe, records, records, 11)
-
-
-@pytest.mark.parametrize(
-    "garden",
-    [
-        '{"trainer":{"train_steps":3}}',
-        '{"task":{"use_coco_metrics":false}}',
-        '{"task":{"per_category_metrics":true}}',
-        '{"task":{"annotation_file":"val.json"}}',
-    ],
-)
-def test_settings_that_would_not_take_effect_are_refused(garden):
-    records = coco_task.Records("train*", 64)
-    with pytest.raises(ValueError, match="sets what stands under `task`"):
-        coco_task.experiment(tiny("coco_tiny_retinanet", f"garden={garden}"), records, records, 11)
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ('{"model":3}', "task.model must be settings by name"),
-        ('{"model":{"backbone":3}}', "task.model.backbone must be settings"),
-        ('{"losses":{"box_loss_weight":"x"}}', "box_loss_weight must be a number"),
-        ('{"losses":{"box_loss_weight":true}}', "box_loss_weight must be a number"),
-        ('{"freeze_backbone":"no"}', "freeze_backbone must be true or false"),
-    ],
-)
-def test_settings_of_another_kind_are_named(task, message):
-    records = coco_task.Records("train*", 64)
-    recipe = tiny("coco_tiny_retinanet", f'garden={{"task":{task}}}')
-    with pytest.raises(ValueError, match=f"garden.*{message}"):
-        coco_task.experiment(recipe, records, records, 11)
-
-
-def truth(boxes, images=(1, 2)):
-    return {
-        "images": [{"id": i, "width": 100, "height": 100} for i in images],
-        "categories": [{"id": 4, "name": "a"}],
-        "annotations": [
-            {
-                "id": k,
-                "image_id": image,
-                "category_id": 4,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for k, (image, box) in enumerate(boxes, 1)
-        ],
-    }
-
-
-def test_an_image_for_which_nothing_is_found_counts():
-    boxes = [(1, [10, 10, 40, 40]), (2, [20, 20, 50, 50])]
-    found = [{"image_id": 1, "category_id": 4, "bbox": [10, 10, 40, 40], "score": 0.9}]
-    both = [*found, {**found[0], "image_id": 2, "bbox": [20, 20, 50, 50]}]
-    assert coco_task.coco_figures(truth(boxes), both)["AP50"] == pytest.approx(1.0)
-    assert coco_task.coco_figures(truth(boxes), found)["AP50"] == pytest.approx(0.5, abs=0.01)
-    assert coco_task.coco_figures(truth(boxes), [])["AP50"] == 0.0
-
-
-def test_the_size_of_a_mask_is_its_area_not_its_boxs():
-    """A thin diagonal is small, however large its box; a false one of its kind counts as small."""
-    from pycocotools import mask
-
-    def diagonal(shift):
-        ink = np.zeros((200, 200), "uint8", order="F")
-        ink[np.arange(100), np.arange(100) + shift] = 1
-        encoded = mask.encode(ink)
-        return {
-            "bbox": [float(shift), 0, 100, 100],
-            "segmentation": {**encoded, "counts": encoded["counts"].decode()},
-        }
-
-    real = truth([(1, [0, 0, 100, 100])], images=(1,))
-    real["annotations"][0] |= {**diagonal(0), "area": 100.0}
-    answer = {"image_id": 1, "category_id": 4}
-    found = [{**answer, **diagonal(60), "score": 0.9}, {**answer, **diagonal(0), "score": 0.8}]
-    figures = coco_task.coco_figures(real, found, masks=True)
-    assert figures["mask_AP"] == pytest.approx(0.5, abs=0.01)
-    assert figures["mask_APs"] == pytest.approx(0.5, abs=0.01)
-
-
-def test_predictions_become_cocos_results():
-    """Labels become category ids, boxes pixels of the image as it was; padding is left out.
-
-    Replicas may be given an image again, to fill their last batch: it counts once.
-    """
-    split = coco_data.CocoSplit(None, [], truth([], images=(7,)), [], (None, 4), ("?", "a"), [])
-    evaluator = coco_task.Evaluator(split)
-    predictions = {
-        "source_id": tf.constant([7]),
-        "num_detections": tf.constant([3]),
-        "detection_boxes": tf.constant([[[10.0, 20, 30, 60], [0, 0, 9, 9], [0, 0, 0, 0]]]),
-        "detection_scores": tf.constant([[0.9, 0.5, 0.0]]),
-        "detection_classes": tf.constant([[2, 1, 0]]),
-        "image_info": tf.constant([[[50.0, 80], [100, 160], [2, 2], [0, 0]]]),
-    }
-    evaluator.update_state({}, {name: (value, value) for name, value in predictions.items()})
-    evaluator.update_state({}, predictions)
-    evaluator.evaluate()
-    assert evaluator.detections == [
-        {
-            "image_id": 7,
-            "category_id": 4,
-            "bbox": [10, 5, 20, 10],
-            "score": pytest.approx(0.9),
-        }
-    ]
 
 
 def test_routers_learn_at_their_own_rate(data):
@@ -353,7 +194,7 @@ def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, sc
         run.evaluate()
         run.accumulate()
         run.summarize()
-        expected = [results[prefix + name] for name in coco_task.BOX_FIGURES]
+        expected = [results[prefix + name] for name in BOX_FIGURES]
         np.testing.assert_allclose(expected, run.stats, atol=1e-12)
 
 
@@ -532,7 +373,7 @@ def test_replicas_and_workers_evaluate_each_image_once(strategy, scenes, tmp_pat
     ]
     assert len(counts[0]) == 20  # boxes in every image, however few steps it was trained for
     assert counts[0] == counts[1]
-    for key in coco_task.BOX_FIGURES:
+    for key in BOX_FIGURES:
         np.testing.assert_allclose(last[key], figures[key], rtol=1e-3, atol=1e-5, err_msg=key)
     assert json.loads((workdir / "results.json").read_text())["AP"] == last["AP"]
 

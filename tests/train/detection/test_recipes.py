@@ -1,0 +1,29 @@
+import pytest
+
+from train import coco
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("image_size=[100,128]", "multiples of 2^max_level = 64"),
+        ("detector=yolo", "fasterrcnn"),
+        ("scale_range=[2,1]", "least, greatest"),
+        ("decay_epochs=[8,3]", "rising"),
+        ('decay_epochs=["a"]', "rising"),
+        ('scale_range=["a","b"]', "least, greatest"),
+        ("scale_range=[0.5,Infinity]", "finite"),
+        ("scale_range=[NaN,1]", "finite"),
+        ("learning_rate=NaN", "learning_rate"),
+        ("min_level=6", "min_level"),
+        ("anchor_size=0", "anchor_size"),
+        ("batch_size=0", "batch_size"),
+        ("dtype=int8", "dtype"),
+        ("max_level=1", "max_level"),
+        ("learning_rat=1", "learning_rate"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(item, message):
+    with pytest.raises(SystemExit) as error:
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
+    assert message in str(error.value)

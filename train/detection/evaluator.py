@@ -1,0 +1,114 @@
+"""A detector's answers and COCO's figures of them, by pycocotools."""
+
+import contextlib
+import io
+import json
+
+import tensorflow as tf
+from official.vision.evaluation import coco_evaluator, coco_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+BOX_FIGURES = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+
+
+class Evaluator(coco_evaluator.COCOEvaluator):
+    """Collects a detector's answers and has pycocotools evaluate them, on every image.
+
+    Model Garden's own leaves out images for which nothing was predicted, and takes labels for
+    category ids.
+
+    Args:
+        split: a `CocoSplit`.
+        masks: whether masks are evaluated too.
+    """
+
+    def __init__(self, split, masks=False):
+        super().__init__(annotation_file=None, include_mask=masks)
+        self._annotation_file = "of the split"  # so that no ground truth is collected
+        self._split = split
+        self._masks = masks
+        self._seen = set()
+        self.detections = []
+
+    @property
+    def image_count(self):
+        """Number of images to evaluate."""
+        return len(self._split.images)
+
+    def reset_states(self):
+        """Forgets all predictions."""
+        super().reset_states()
+        self._seen = set()
+
+    def update_state(self, groundtruths, predictions):
+        """Takes a batch's predictions; of an image that came before they are left out."""
+        del groundtruths  # the split has it
+        whole = {k: tf.concat(v, 0) if isinstance(v, tuple) else v for k, v in predictions.items()}
+        ids = whole["source_id"].numpy().tolist()
+        new = [k for k, i in enumerate(ids) if i not in self._seen and i not in ids[:k]]
+        self._seen.update(ids)
+        if new:
+            super().update_state({}, {k: tf.gather(v, new) for k, v in whole.items()})
+
+    def evaluate(self):
+        """Figures of `coco_figures`; the detections behind them are kept in `detections`."""
+        found = []
+        if self._predictions:
+            found = coco_utils.convert_predictions_to_coco_annotations(self._predictions)
+        answers = [self._as_coco(entry) for entry in found]
+        self.detections = [answer for answer in answers if answer is not None]
+        return coco_figures(self._split.ground_truth, self.detections, masks=self._masks)
+
+    def _as_coco(self, entry):
+        """A prediction as COCO's result format has it; None for padding."""
+        label = int(entry["category_id"])
+        ids = self._split.category_ids
+        if entry["score"] <= 0 or not 1 <= label <= len(ids) or ids[label - 1] is None:
+            return None
+        answer = {
+            "image_id": int(entry["image_id"]),
+            "category_id": ids[label - 1],
+            "bbox": [float(x) for x in entry["bbox"]],
+            "score": float(entry["score"]),
+        }
+        if self._masks:
+            counts = entry["segmentation"]["counts"]
+            size = [int(s) for s in entry["segmentation"]["size"]]
+            answer["segmentation"] = {"size": size, "counts": counts.decode()}
+        return answer
+
+
+def coco_figures(ground_truth, detections, *, masks=False):
+    """COCO's twelve figures, by pycocotools.
+
+    Args:
+        ground_truth: dict in COCO's format; every image in it counts.
+        detections: list in COCO's result format.
+        masks: whether `mask_AP` and so on are wanted too.
+
+    Returns:
+        Dict of names to floats in [0, 1]; -1 where there is nothing to find.
+    """
+    figures = {}
+    for kind, prefix in (("bbox", ""), ("segm", "mask_"))[: 2 if masks else 1]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO()
+            truth.dataset = json.loads(json.dumps(ground_truth))
+            truth.createIndex()
+            found = json.loads(json.dumps(detections))
+            if kind == "segm":  # else pycocotools takes the boxes' areas for those of the masks
+                found = [{k: v for k, v in answer.items() if k != "bbox"} for answer in found]
+            answers = truth.loadRes(found) if found else COCO()
+            if not detections:
+                answers.dataset = {**truth.dataset, "annotations": []}
+                answers.createIndex()
+            run = COCOeval(truth, answers, kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        figures |= {prefix + n: float(v) for n, v in zip(BOX_FIGURES, run.stats, strict=True)}
+    return figures

@@ -1,0 +1,141 @@
+"""What recipes of every kind share: keys checked where they are declared, `key=value`, JSON.
+
+A recipe is a frozen dataclass whose type hints say which values a key takes.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+
+from dgnet_keras.checks import check_choice, closest
+from dgnet_keras.layers import GraphOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers that a key takes, declared as `Annotated[float, Interval("[0, 1)")]`.
+
+    Attributes:
+        text: as in mathematics: `"[0, 1)"` holds 0, but not 1. NaN is in no interval.
+    """
+
+    text: str
+
+    def check(self, name, value):
+        """Raises `ValueError` unless the value is in the interval."""
+        low, high = map(float, self.text[1:-1].split(","))
+        above = low <= value if self.text[0] == "[" else low < value
+        below = value <= high if self.text[-1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"`{name}` must be in {self.text}. Received: {value}")
+
+
+Count = typing.Annotated[int, Interval("[1, inf)")]
+Whole = typing.Annotated[int, Interval("[0, inf)")]
+Seed = typing.Annotated[int, Interval("[0, 4294967296)")]
+Amount = typing.Annotated[float, Interval("[0, inf)")]
+Share = typing.Annotated[float, Interval("[0, 1)")]
+Probability = typing.Annotated[float, Interval("[0, 1]")]
+ClipNorm = typing.Annotated[float | None, Interval("(0, inf)")]
+DType = typing.Literal["float32", "mixed_bfloat16", "mixed_float16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckedRecipe(GraphOptions):
+    """A recipe whose fields are checked when it is made.
+
+    A field's hint is `bool`, `int`, `float`, `str`, `dict`, a tuple (a list is made one), one of
+    these `| None`, or with an `Interval`, or a `Literal`. Whole numbers are made floats where the
+    hint is one.
+
+    Raises:
+        ValueError: naming the first field that has another value.
+    """
+
+    FORMAT: typing.ClassVar[int]
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+        super().__post_init__()
+
+    def to_json(self):
+        """The recipe as indented JSON, with a format number."""
+        content = {"format": self.FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(content, indent=2) + "\n"
+
+
+def _checked(name, value, hint):
+    """The value as its field's type hint has it; `ValueError` if it is another."""
+    hint, *intervals = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if optional and value is None:
+        return None
+    hint = typing.get_args(hint)[0] if optional else hint
+    kind = typing.get_origin(hint) or hint
+    if kind is typing.Literal:
+        check_choice(name, value, typing.get_args(hint))
+        return value
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        said = kind.__name__ if kind is hint else str(hint).replace("tuple", "list")
+        raise ValueError(
+            f"`{name}` must be of type {said}{' or null' * optional}. Received: {value!r}"
+        )
+    for interval in intervals:
+        interval.check(name, value)
+    return value
+
+
+def get_recipe(name, overrides, recipes):
+    """A recipe by name, with `key=value` strings applied.
+
+    Args:
+        name: a key of `recipes`.
+        overrides: strings `"key=value"`; the value is JSON, or else a plain string.
+            `model_overrides.depths=[2,2,2]` sets one entry of a dict. The recipe is checked with
+            all of them.
+        recipes: dict of name to a frozen dataclass.
+
+    Raises:
+        ValueError: for an unknown recipe or key (names the closest), or a value that the key does
+            not take.
+    """
+    if name not in recipes:
+        raise ValueError(
+            f"Unknown recipe {name!r}.{closest(name, recipes)} Recipes: {', '.join(recipes)}"
+        )
+    recipe = recipes[name]
+    changes = {}
+    for item in overrides:
+        changes |= _change(recipe, changes, item)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _change(recipe, changes, item):
+    """Key and value of a `"key=value"`, after earlier changes; the value is not checked yet."""
+    key, separator, text = item.partition("=")
+    if not separator:
+        raise ValueError(f"An override is written key=value. Received: {item!r}")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    key, _, entry = key.partition(".")
+    fields = [field.name for field in dataclasses.fields(recipe)]
+    if key not in fields:
+        raise ValueError(
+            f"Unknown key {key!r}.{closest(key, fields)} Keys of a recipe: {', '.join(fields)}"
+        )
+    if entry:
+        before = changes.get(key, getattr(recipe, key))
+        if not isinstance(before, dict):
+            raise ValueError(f"`{key}` has no entries to set. Received: {item!r}")
+        value = {**before, entry: value}
+    return {key: value}
