@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import functools
 import json
 import re
 import threading
@@ -91,26 +92,22 @@ class Rest:
         """The JSON object of the answer, which has `key`."""
         if timeout <= 0:
             raise ServingError("DEADLINE_EXCEEDED", "the request is too large to write in time")
+        headers = {"Content-Type": "application/json"}
+        request = functools.partial(self._session.request, method, self._path + path)
         try:
-            status, content = _within(timeout, self._exchange, method, path, timeout, body)
+            answer = _within(timeout, request, data=body, headers=headers, timeout=timeout)
         except (TimeoutError, self._requests.Timeout) as error:
             raise ServingError("DEADLINE_EXCEEDED", "no answer") from error
         except self._requests.RequestException as error:
             raise ServingError("UNAVAILABLE", _cause(error), reached=False) from error
+        status = answer.status_code
         if status != 200:
-            raise ServingError(HTTP_CODES.get(status, "UNKNOWN"), _error_text(status, content))
-        return _json_object(content, key)
-
-    def _exchange(self, method, path, timeout, body):
-        """HTTP status and content."""
-        headers = {"Content-Type": "application/json"}
-        answer = self._session.request(
-            method, self._path + path, data=body, headers=headers, timeout=timeout
-        )
-        return answer.status_code, answer.content
+            text = _error_text(status, answer.content)
+            raise ServingError(HTTP_CODES.get(status, "UNKNOWN"), text)
+        return _json_object(answer.content, key)
 
 
-def _within(seconds, function, *arguments):
+def _within(seconds, function, **arguments):
     """Calls in a thread, because requests' time-out is for each wait for the network.
 
     Raises:
@@ -120,7 +117,7 @@ def _within(seconds, function, *arguments):
 
     def run():
         try:
-            future.set_result(function(*arguments))
+            future.set_result(function(**arguments))
         except BaseException as error:
             future.set_exception(error)
 

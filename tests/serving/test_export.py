@@ -1,4 +1,3 @@
-import io
 import json
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalog import create
-from PIL import Image
+from serving_helpers import encode
 from tensorflow_serving.apis import prediction_log_pb2
 
 import dgnet_keras as dg
@@ -25,12 +24,6 @@ def model():
 @pytest.fixture(scope="module")
 def export(model, tmp_path_factory):
     return dg.export_saved_model(model, tmp_path_factory.mktemp("e"), labels=["a", "b", "c"])
-
-
-def encode(array, file_format):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, file_format)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What requests to an export are answered, and what is refused; through TensorFlow's C API."""
 
-import io
 import pathlib
 import pickle
 import subprocess
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalog import create, randomize
-from PIL import Image
+from serving_helpers import encode
 
 import dgnet_keras as dg
 from benchmarks.serving import c_api
@@ -21,12 +20,6 @@ SIZE = 16
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (2, 20, 30, 3), "uint8")
 FLOATS = PIXELS.astype("float32")
-
-
-def encode(pixels, file_format):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, file_format)
-    return buffer.getvalue()
 
 
 def with_pixel(value):
