@@ -115,14 +115,14 @@ def check_inputs(
         inputs: dict of name to array, or the array of the only input.
         expected: what it takes, see `tensor_infos`.
     """
-    if not isinstance(inputs, dict) and len(expected) == 1:
-        inputs = {next(iter(expected)): inputs}
-    if not isinstance(inputs, dict) or set(inputs) != set(expected):
-        received = sorted(inputs) if isinstance(inputs, dict) else _short(inputs)
+    is_dict = isinstance(inputs, dict)
+    given: Any = {next(iter(expected)): inputs} if not is_dict and len(expected) == 1 else inputs
+    if not isinstance(given, dict) or set(given) != set(expected):
+        received = sorted(given) if is_dict else _short(given)
         raise ValueError(
             f"Signature {signature!r} takes the inputs {sorted(expected)}. Received: {received}"
         )
-    return {name: _check_input(name, inputs[name], info) for name, info in expected.items()}
+    return {name: _check_input(name, given[name], info) for name, info in expected.items()}
 
 
 def tensor_infos(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

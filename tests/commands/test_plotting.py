@@ -29,13 +29,20 @@ def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):
     assert "0.png cannot be decoded" in answer.err
 
 
-def test_plot_takes_a_run_and_a_flat_folder(saved, image_folder, tmp_path, capsys):
+def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
+    image_folder, tmp_path, capsys
+):
+    create("resnet_basic", input_shape=(16, 16, 3)).save(tmp_path / "model.keras")
     output = tmp_path / "pictures"
-    arguments = [str(saved.parent), str(image_folder / "dog"), "--output", str(output)]
+    arguments = [str(tmp_path), str(image_folder / "dog"), "--output", str(output)]
     main(["plot", *arguments, "--limit", "3"])
     found = json.loads((output / "connectivity.json").read_text())
     assert found["images"] == 3
     assert "class_entropy" not in found
+    assert (
+        "Warning: The routers of these stages give every image the same edge weights (stage2)"
+        in capsys.readouterr().out
+    )
 
 
 def test_plot_takes_one_image_and_tells_its_path(saved, image_folder, tmp_path, capsys):
@@ -52,16 +59,6 @@ def test_plot_takes_one_image_and_tells_its_path(saved, image_folder, tmp_path, 
     assert found["macs"] == counted["macs"][0]
     assert np.shape(found["open_edges"]["stage2"]) == ((adjacency > 0).sum(), 2)
     assert all(adjacency[j, i] > 0 for j, i in found["open_edges"]["stage2"])
-
-
-def test_plot_warns_of_collapsed_routers(image_folder, tmp_path, capsys):
-    create("resnet_basic", input_shape=(16, 16, 3)).save(tmp_path / "model.keras")
-    arguments = [str(tmp_path / "model.keras"), str(image_folder), "--output", str(tmp_path)]
-    main(["plot", *arguments])
-    assert (
-        "Warning: The routers of these stages give every image the same edge weights (stage2)"
-        in capsys.readouterr().out
-    )
 
 
 def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):

@@ -15,11 +15,16 @@ LABELS = {1: ["a", "b", "ö"], 2: ["d", "e", "f"]}
 
 
 @pytest.fixture(scope="session")
-def birds(tmp_path_factory):
-    """A model's folder with two versions, made of two rows of the catalog."""
+def bird_models():
+    """Two rows of the catalog, by version."""
+    return {v: randomize(create(row, input_shape=(16, 16, 3))) for v, row in ROWS.items()}
+
+
+@pytest.fixture(scope="session")
+def birds(bird_models, tmp_path_factory):
+    """Folder with the exports of `bird_models`."""
     folder = tmp_path_factory.mktemp("birds")
-    for version, row in ROWS.items():
-        model = randomize(create(row, input_shape=(16, 16, 3)))
+    for version, model in bird_models.items():
         dg.export_saved_model(model, folder, version=version, labels=LABELS[version])
     return folder
 
