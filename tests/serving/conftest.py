@@ -1,6 +1,7 @@
 """Servers of small models, which the tests of the client share."""
 
 import http.server
+import shutil
 import threading
 
 import pytest
@@ -22,10 +23,12 @@ def bird_models():
 
 @pytest.fixture(scope="session")
 def birds(bird_models, tmp_path_factory):
-    """Folder with the exports of `bird_models`."""
+    """Folder with the exports of `bird_models`, without the warm-up that a server would replay."""
     folder = tmp_path_factory.mktemp("birds")
     for version, model in bird_models.items():
-        dg.export_saved_model(model, folder, version=version, labels=LABELS[version])
+        labels = LABELS[version]
+        exported = dg.export_saved_model(model, folder, version=version, labels=labels)
+        shutil.rmtree(exported / "assets.extra")
     return folder
 
 

@@ -124,8 +124,7 @@ def live(birds, tmp_path):
     """A server that serves the newest version of a folder, and a function that adds one to it."""
 
     def add(version):
-        without_warm_up = shutil.ignore_patterns("assets.extra")
-        shutil.copytree(birds / str(version), tmp_path / str(version), ignore=without_warm_up)
+        shutil.copytree(birds / str(version), tmp_path / str(version))
 
     add(1)
     with ModelServer(serving_helpers.config(tmp_path, "birds"), poll_seconds=1000) as server:
