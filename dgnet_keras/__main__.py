@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from dgnet_keras.commands import listing, plotting, serving
+from dgnet_keras.commands import exporting, listing, plotting, predicting, serve_config
 
 
 def parse_args(argv=None):
@@ -15,7 +15,7 @@ def parse_args(argv=None):
         epilog="Example: python -m dgnet_keras info resnet50 --image-size 288",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (listing, plotting, serving):
+    for group in (listing, plotting, exporting, predicting, serve_config):
         group.add_parsers(commands)
     return parser.parse_args(argv)
 

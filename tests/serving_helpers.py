@@ -1,11 +1,23 @@
-"""A tiny model with the signatures of an export, which is saved in no time."""
+"""A tiny model with the signatures of an export, and what tests of serving need besides."""
 
+import io
 import pathlib
+import socket
 
+import numpy as np
+import pytest
 import tensorflow as tf
+from PIL import Image
 from tensorflow_serving.apis import model_management_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from dgnet_keras.serving import ServingError
+
+METADATA = """{"metadata": {"signature_def": {"signature_def": {"serving_default": {
+    "inputs": {"images": {"dtype": "DT_UINT8", "tensor_shape": {
+        "dim": [{"size": "-1"}, {"size": "-1"}, {"size": "-1"}, {"size": "3"}]}}},
+    "outputs": {"logits": {"dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": true}}}}}}}}"""
+IMAGE = np.zeros((1, 8, 8, 3), "uint8")
 IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
 
@@ -84,3 +96,22 @@ def warm_up(folder, request):
     log.predict_log.request.CopyFrom(request)
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(log.SerializeToString())
+
+
+def encode(pixels, file_format):
+    """The content of an image file: pixels uint8 (height, width, 3), or (height, width)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def error_of(function, *args, **kwargs):
+    """The `ServingError` that a call raises."""
+    with pytest.raises(ServingError) as caught:
+        function(*args, **kwargs)
+    return caught.value
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,4 +1,4 @@
 """The commands of `python -m dgnet_keras`: a module a group, each with `add_parsers`.
 
-They import what they need when they run.
+`models` and `images` read what commands are given. All import what they need when they run.
 """

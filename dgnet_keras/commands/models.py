@@ -44,6 +44,14 @@ def class_names(config):
     return config.get("data", {}).get("class_names")
 
 
+def read_lines(path):
+    """Labels of a text file, one a line; Windows' byte order mark and line ends are left out."""
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+
+
 def _read_record(file):
     if not file.exists():
         return {}

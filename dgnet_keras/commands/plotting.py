@@ -3,11 +3,9 @@
 import json
 import os
 import pathlib
-import sys
 
+from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 def add_parsers(commands):
@@ -30,60 +28,6 @@ def add_parsers(commands):
     plot.set_defaults(run=plot_command)
 
 
-def image_files(folder, limit):
-    """Files and class names of up to `limit` images of a folder, evenly from all; or of one file.
-
-    Returns:
-        Tuple of paths, labels (int, or None where there are no class folders) and class names.
-    """
-    folder = pathlib.Path(folder)
-    if limit < 1:
-        raise ValueError(f"`--limit` must be positive. Received: {limit}")
-    if folder.is_file():
-        return [folder], None, None
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No image, and no folder of images, at {folder}")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-    found = [
-        (path, label)
-        for label, name in enumerate(classes or [""])
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-    ]
-    if not found:
-        raise ValueError(
-            f"{folder} has no images. Expected {folder}/*.jpg or {folder}/<class>/*.jpg "
-            f"({', '.join(IMAGE_SUFFIXES)})"
-        )
-    count = min(limit, len(found))
-    chosen = [found[k * len(found) // count] for k in range(count)]
-    paths, labels = zip(*chosen, strict=True)
-    return list(paths), list(labels) if classes else None, classes or None
-
-
-def read_images(paths, preprocessing, channels):
-    """Images as a model takes them, and which of the files could be decoded.
-
-    Returns:
-        Tuple of float32 (images, height, width, channels) and indices into `paths`.
-    """
-    import numpy as np
-    import tensorflow as tf
-
-    images, kept = [], []
-    for k, path in enumerate(paths):
-        try:
-            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
-        except tf.errors.OpError:
-            print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
-            continue
-        images.append(preprocessing(pixels).numpy())
-        kept.append(k)
-    if not images:
-        raise ValueError("None of the images could be decoded.")
-    return np.stack(images), kept
-
-
 def plot_command(args):
     """Draws the connectivity of a model on the images of a folder."""
     import numpy as np
@@ -94,7 +38,7 @@ def plot_command(args):
     output = pathlib.Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"`--output` must be a folder. Received: the file {output}")
-    paths, labels, class_names = image_files(args.images, args.limit)
+    paths, labels, class_names = labelled_files(args.images, args.limit)
     model = load_model(args.model)
     if not getattr(model, "adjacency_outputs", None):
         raise ValueError(f"The model of {args.model} has no edges to draw.")

@@ -18,25 +18,26 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dgnet_keras.serving.transports import (
-    RETRY_CODES,
-    AnswerMismatch,
-    Grpc,
-    Rest,
-    ServingError,
-    numpy_dtype,
+from dgnet_keras.serving.errors import AnswerMismatch, ServingError
+from dgnet_keras.serving.grpc import Grpc
+from dgnet_keras.serving.requests import (
+    check_images,
+    check_inputs,
+    check_model,
+    check_number,
+    check_threshold,
+    check_url,
+    read_files,
+    tensor_infos,
 )
+from dgnet_keras.serving.rest import Rest
 
 TRANSPORTS: dict[str, type[Rest | Grpc]] = {
-    "http": Rest,
-    "https": Rest,
-    "grpc": Grpc,
-    "grpcs": Grpc,
+    **{"http": Rest, "https": Rest},
+    **{"grpc": Grpc, "grpcs": Grpc},
 }
-FILE_HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
+RETRY_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between tries
-
-__all__ = ["Client", "ServingError"]
 
 
 class Client:
@@ -75,14 +76,10 @@ class Client:
         timeout: float = 10.0,
         retries: int = 3,
     ) -> None:
-        self._where = _check_target(url, version, label)
-        _check_number("timeout", timeout, (int, float), 0, strict=True)
-        _check_number("retries", retries, int, 0)
-        if not isinstance(model, str) or not model:
-            raise ValueError(f"`model` must be the name of a model. Received: {model!r}")
-        self._name = f"model {model!r}"
-        if version is not None or label is not None:
-            self._name += f" (version {version})" if label is None else f" (label {label!r})"
+        self._where = check_url(url, TRANSPORTS)
+        self._name = check_model(model, version, label)
+        check_number("timeout", timeout, (int, float), 0, strict=True)
+        check_number("retries", retries, int, 0)
         self._timeout = timeout
         self._retries = retries
         self._signatures: Any = None  # a dict once the server has been asked
@@ -100,7 +97,7 @@ class Client:
             ValueError: if the images do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        pixels = _check_images(images, "uif")
+        pixels = check_images(images, allow_floats=True)
         return self.call("serving_default" if pixels.dtype.kind == "u" else "predict_float", pixels)
 
     def predict_jpeg(
@@ -116,12 +113,7 @@ class Client:
             ValueError: if it is no list of JPEG and PNG files, or an empty one; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        if not isinstance(files, (list, tuple, np.ndarray)):
-            raise ValueError(f"`files` must be a list. Received: {_short(files)}")
-        read = [_content(file) for file in files]
-        if not read:
-            raise ValueError("`files` must hold at least one file. Received: none")
-        return self.call("predict_jpeg", _objects(read))
+        return self.call("predict_jpeg", read_files(files))
 
     def connectivity(
         self, images: ArrayLike, threshold: ArrayLike | None = None
@@ -137,18 +129,11 @@ class Client:
             ValueError: if images or threshold do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        pixels = _check_images(images, "u")
+        pixels = check_images(images)
         if threshold is None:
             return self.call("connectivity", pixels)
-        given = np.asarray(threshold, "float32")
-        if given.shape not in ((), (len(pixels),)):
-            raise ValueError(
-                f"`threshold` must be a number, or one for each of the {len(pixels)} images. "
-                f"Received: shape {given.shape}"
-            )
-        # A scalar is refused by a server that batches requests.
-        thresholds = np.broadcast_to(given, len(pixels))
-        return self.call("connectivity_at", {"images": pixels, "threshold": thresholds})
+        inputs = {"images": pixels, "threshold": check_threshold(threshold, len(pixels))}
+        return self.call("connectivity_at", inputs)
 
     def features(self, images: ArrayLike) -> dict[str, np.ndarray]:
         """The backbone's final feature map (signature `features`).
@@ -160,7 +145,7 @@ class Client:
             ValueError: if the images do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
-        return self.call("features", _check_images(images, "u"))
+        return self.call("features", check_images(images))
 
     def call(
         self, signature: str, inputs: Mapping[str, ArrayLike] | ArrayLike
@@ -256,14 +241,14 @@ class Client:
                 f"It has: {', '.join(sorted(self._signatures))}",
             )
         expected = self._signatures[signature]
-        inputs = _check_inputs(signature, inputs, expected["inputs"])
+        inputs = check_inputs(signature, inputs, expected["inputs"])
         return self._ask("predict", signature, inputs, expected["outputs"], end=end)
 
     def _fetch_metadata(self, end, retries=None):
         answer = self._ask("metadata", end=end, retries=retries)
         signatures = answer["metadata"]["signature_def"]["signature_def"]
         self._signatures = {
-            name: {part: _tensor_infos(signature.get(part, {})) for part in ("inputs", "outputs")}
+            name: {part: tensor_infos(signature.get(part, {})) for part in ("inputs", "outputs")}
             for name, signature in signatures.items()
             if not name.startswith("__")
         }
@@ -299,132 +284,6 @@ class Client:
         return f"{where}: {name} answered {error.code}{after}: {error}"
 
 
-def _check_target(url, version, label):
-    """The server, as errors name it: without user and password."""
-    parts = urllib.parse.urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in TRANSPORTS or not parts.hostname:
-        raise ValueError(
-            "`url` must be like http://host:8501, https://host, grpc://host:8500 or "
-            f"grpcs://host:8500. Received: {url!r}"
-        )
-    _check_port(url, parts)
-    if version is not None and label is not None:
-        raise ValueError(f"Give `version` or `label`, not both. Received: {version!r}, {label!r}")
-    if version is not None:
-        _check_number("version", version, int, 0)
-    if label is not None and (not isinstance(label, str) or not label):
-        raise ValueError(f"`label` must be a string. Received: {label!r}")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-
-
-def _check_port(url, parts):
-    try:
-        is_right = parts.port != 0
-    except ValueError:
-        is_right = False
-    if parts.scheme.startswith("grpc"):
-        is_right = is_right and parts.port is not None and not parts.path.strip("/")
-    if not is_right or parts.query or parts.fragment:
-        raise ValueError(
-            "`url` must end in a port (REST: or in a path, without a query), as "
-            f"grpc://host:8500 does. Received: {url!r}"
-        )
-
-
-def _check_number(name, value, kinds, least, strict=False):
-    is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not is_number or not least <= value < 2**63 or (strict and value == least):
-        kind = "an integer" if kinds is int else "a number"
-        bound = f"> {least}" if strict else f">= {least}"
-        raise ValueError(f"`{name}` must be {kind} {bound}. Received: {value!r}")
-
-
-def _check_images(images, kinds):
-    """The images as an array; `kinds`: NumPy's letters of the dtypes that are allowed."""
-    images = np.asarray(images)
-    is_known = images.dtype == np.uint8 or (images.dtype.kind == "f" and "f" in kinds)
-    if images.ndim != 4 or not images.size or not is_known:
-        dtypes = "uint8 or floating point" if "f" in kinds else "uint8"
-        raise ValueError(
-            f"`images` must be {dtypes}, of shape (batch, height, width, channels), and not "
-            f"empty. Received: {images.dtype}, {images.shape}"
-        )
-    return images
-
-
-def _check_inputs(signature, inputs, expected):
-    """The inputs as arrays of the dtypes expected."""
-    if not isinstance(inputs, dict) and len(expected) == 1:
-        inputs = {next(iter(expected)): inputs}
-    if not isinstance(inputs, dict) or set(inputs) != set(expected):
-        received = sorted(inputs) if isinstance(inputs, dict) else _short(inputs)
-        raise ValueError(
-            f"Signature {signature!r} takes the inputs {sorted(expected)}. Received: {received}"
-        )
-    return {name: _check_input(name, inputs[name], info) for name, info in expected.items()}
-
-
-def _check_input(name, value, info):
-    dtype, shape = info["dtype"], info["shape"]
-    array = _bytes_array(value) if dtype == "string" else np.asarray(value)
-    is_right = dtype == "string" or array.dtype == dtype
-    if array.dtype.kind == "f" and dtype.startswith("float"):
-        array, is_right = array.astype(dtype), True
-    if not is_right or not _fits(array.shape, shape) or 0 in array.shape[:1]:
-        raise ValueError(
-            f"Input {name!r} must be {dtype} of shape {_shape_text(shape)}, and not empty. "
-            f"Received: {array.dtype}, {array.shape}"
-        )
-    return array
-
-
-def _fits(shape, expected):
-    if expected is None:
-        return True
-    return len(shape) == len(expected) and all(
-        e in (None, s) for s, e in zip(shape, expected, strict=True)
-    )
-
-
-def _shape_text(shape):
-    return "of any rank" if shape is None else str(shape)
-
-
-def _bytes_array(value):
-    array = np.asarray(value, object)
-    texts = [t.encode() if isinstance(t, str) else t for t in array.ravel()]
-    wrong = [t for t in texts if not isinstance(t, bytes)]
-    if wrong:
-        raise ValueError(f"Strings must be `str` or `bytes`. Received: {_short(wrong[0])}")
-    return _objects(texts).reshape(array.shape)
-
-
-def _objects(values):
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
-
-
-def _content(file):
-    """The bytes of a JPEG or PNG file."""
-    if not isinstance(file, (bytes, bytearray, str, pathlib.Path)):
-        raise ValueError(f"A file must be `bytes` or a path. Received: {_short(file)}")
-    if isinstance(file, (str, pathlib.Path)):
-        content, name = pathlib.Path(file).read_bytes(), str(file)
-    else:
-        content, name = bytes(file), f"{len(file)} bytes"
-    if not content.startswith(FILE_HEADERS):
-        raise ValueError(
-            f"A file must be a JPEG or PNG. Received: {name}, which begins with {content[:8]!r}"
-        )
-    return content
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{type(value).__name__} {text[:40]}..."
-
-
 def _state(status):
     """An entry of `status`; the protocol leaves out what is zero or empty."""
     error = status.get("status", {})
@@ -434,16 +293,3 @@ def _state(status):
         "state": status.get("state", "UNKNOWN"),
         "error": "" if code == "OK" else f"{code}: {error.get('error_message', '')}",
     }
-
-
-def _tensor_infos(tensors):
-    infos = {}
-    for name, tensor in tensors.items():
-        shape = tensor.get("tensor_shape", {})
-        sizes = [int(dim.get("size", 0)) for dim in shape.get("dim", [])]
-        open_shape = tuple(None if size < 0 else size for size in sizes)
-        infos[name] = {
-            "dtype": numpy_dtype(tensor["dtype"]),
-            "shape": None if shape.get("unknown_rank") else open_shape,
-        }
-    return infos

@@ -1,13 +1,14 @@
 """Files that make TensorFlow Serving serve exported models: `write_serving_config`.
 
-Needs no package but Python's own.
+Works without `tensorflow-serving-api`, whose protos the base installation does not have.
 """
 
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+
+import yaml
 
 FILES = ("models.config", "batching.config", "docker-compose.yml")
 POLL_SECONDS = 5  # between the server's looks at models.config
@@ -26,33 +27,7 @@ num_batch_threads {{ value: {threads} }}
 COMPOSE = """\
 # docker compose up --detach
 # TensorFlow Serving asks nobody for a password: let the ports be reached only by who may ask.
-services:
-  serving:
-    image: {image}
-    restart: unless-stopped
-    ports:
-      - {rest}
-      - {grpc}
-    command:
-      - --model_config_file=/config/models.config
-      - --model_config_file_poll_wait_seconds={poll}
-      - --enable_batching=true
-      - --batching_parameters_file=/config/batching.config
-      - --allow_version_labels_for_unavailable_models=true
-    volumes:
-{volumes}
-    healthcheck:
-      test: {health}
-      interval: 10s
-      timeout: 5s
-      start_period: 60s
 """
-
-VOLUME = """\
-      - type: bind
-        source: {source}
-        target: {target}
-        read_only: true"""
 
 
 def write_serving_config(
@@ -237,21 +212,33 @@ def _batching_text(max_batch_size, batch_timeout_micros):
 
 
 def _compose_text(folders, rest_port, grpc_port, image):
+    """`docker-compose.yml`."""
     # The folder and not the file: one that is replaced would stay the old one in the container.
     mounts = {"/config": ".", **{f"/models/{name}": str(path) for name, path in folders.items()}}
-    volumes = [
-        VOLUME.format(source=_yaml(source), target=_yaml(target))
-        for target, source in mounts.items()
-    ]
-    health = ["CMD", "bash", "-c", health_command(folders)]
-    return COMPOSE.format(
-        image=_yaml(image),
-        rest=_yaml(f"{rest_port}:8501"),
-        grpc=_yaml(f"{grpc_port}:8500"),
-        poll=POLL_SECONDS,
-        volumes="\n".join(volumes),
-        health=_yaml(health),
+    service = {
+        "image": image,
+        "restart": "unless-stopped",
+        "ports": [f"{rest_port}:8501", f"{grpc_port}:8500"],
+        "command": [
+            "--model_config_file=/config/models.config",
+            f"--model_config_file_poll_wait_seconds={POLL_SECONDS}",
+            "--enable_batching=true",
+            "--batching_parameters_file=/config/batching.config",
+            "--allow_version_labels_for_unavailable_models=true",
+        ],
+        "volumes": [
+            {"type": "bind", "source": source, "target": target, "read_only": True}
+            for target, source in mounts.items()
+        ],
+        "healthcheck": {
+            "test": ["CMD", "bash", "-c", health_command(folders)],
+            **{"interval": "10s", "timeout": "5s", "start_period": "60s"},
+        },
+    }
+    text = yaml.safe_dump(
+        {"services": {"serving": service}}, sort_keys=False, allow_unicode=True, width=float("inf")
     )
+    return COMPOSE + text.replace("$", "$$")  # Compose would replace names after a `$`
 
 
 def health_command(models: Iterable[str], port: int = 8501) -> str:
@@ -269,11 +256,6 @@ def health_command(models: Iterable[str], port: int = 8501) -> str:
         for name in models
     ]
     return " && ".join(asks)
-
-
-def _yaml(value):
-    """A value as YAML, of which JSON is a part; Compose would replace names after a `$`."""
-    return json.dumps(value, ensure_ascii=False).replace("$", "$$")
 
 
 def _write_all(paths, texts):

@@ -1,6 +1,6 @@
 """Runs SavedModels in a process in which Keras cannot be imported.
 
-python tests/saved_model_runtimes.py RUNTIME JOBS ANSWERS
+python tests/serving/saved_model_runtimes.py RUNTIME JOBS ANSWERS
 
 JOBS holds a pickled dict of row to (directory, tensors of the signatures, requests); a request is
 (signature, inputs). ANSWERS gets a dict of row to a list of dicts of arrays.

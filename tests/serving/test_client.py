@@ -1,53 +1,26 @@
-import http.server
-import io
-import pickle
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 import serving_helpers
 import tensorflow as tf
-from catalog import create, randomize
-from PIL import Image
+from serving_helpers import IMAGE, METADATA, encode, error_of, free_port
 
-import dgnet_keras as dg
 from benchmarks.serving.model_server import ModelServer
-from dgnet_keras.serving import Client, ServingError
+from dgnet_keras.serving import Client
 
 pytestmark = pytest.mark.xdist_group("serving")  # what its fixtures make is made once
-ROWS = {1: "resnet_cifar_split", 2: "resnet_basic"}
-LABELS = {1: ["a", "b", "ö"], 2: ["d", "e", "f"]}
 PROTOCOLS = ("rest", "grpc")
-IMAGE = np.zeros((1, 8, 8, 3), "uint8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model's folder with two versions."""
-    folder = tmp_path_factory.mktemp("birds")
-    for version, row in ROWS.items():
-        model = create(row, input_shape=(16, 16, 3))
-        randomize(model)
-        dg.export_saved_model(model, folder, version=version, labels=LABELS[version])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    labels = {"stable": 1, "canary": 2}
-    with ModelServer(serving_helpers.config(folder, "birds", [1, 2], labels)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def run(folder):
+def run(birds):
     """Function of a signature of version 1 and its inputs: what TensorFlow answers."""
-    loaded = tf.saved_model.load(str(folder / "1"))
+    loaded = tf.saved_model.load(str(birds / "1"))
 
     def run(signature, **inputs):
         function = loaded.signatures[signature]
@@ -68,19 +41,8 @@ def client(url):
         yield client
 
 
-@pytest.fixture
-def images(rng):
-    return rng.integers(0, 256, (3, 20, 30, 3), "uint8")
-
-
 def url_of(server, protocol):
     return {"rest": server.rest_url, "grpc": server.grpc_url}[protocol]
-
-
-def encode(array, file_format):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, file_format)
-    return buffer.getvalue()
 
 
 def check_same(answer, expected):
@@ -92,12 +54,6 @@ def check_same(answer, expected):
         else:
             assert answer[name].dtype == values.dtype
             np.testing.assert_allclose(answer[name], values, rtol=1e-5, atol=1e-5)
-
-
-def error_of(function, *args, **kwargs):
-    with pytest.raises(ServingError) as caught:
-        function(*args, **kwargs)
-    return caught.value
 
 
 # Answers
@@ -164,12 +120,11 @@ def test_versions_and_labels(url, images):
 
 
 @pytest.fixture
-def live(folder, tmp_path):
+def live(birds, tmp_path):
     """A server that serves the newest version of a folder, and a function that adds one to it."""
 
     def add(version):
-        without_warm_up = shutil.ignore_patterns("assets.extra")
-        shutil.copytree(folder / str(version), tmp_path / str(version), ignore=without_warm_up)
+        shutil.copytree(birds / str(version), tmp_path / str(version))
 
     add(1)
     with ModelServer(serving_helpers.config(tmp_path, "birds"), poll_seconds=1000) as server:
@@ -240,44 +195,6 @@ def test_a_refusal_carries_the_servers_message(client):
 
 # Errors of the network
 
-METADATA = """{"metadata": {"signature_def": {"signature_def": {"serving_default": {
-    "inputs": {"images": {"dtype": "DT_UINT8", "tensor_shape": {"unknown_rank": true}}},
-    "outputs": {"logits": {"dtype": "DT_FLOAT", "tensor_shape": {"unknown_rank": true}}}}}}}}"""
-
-
-@pytest.fixture
-def scripted():
-    """Function of a list of (HTTP status, body): a server of these, its URL, and what it saw."""
-    servers = []
-
-    def start(answers):
-        seen, answers = [], list(answers)
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                seen.append(self.path)
-                status, body = answers.pop(0)
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.do_GET()
-
-            def log_message(self, *args):
-                pass
-
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        return f"http://127.0.0.1:{server.server_address[1]}", seen
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
 
 @pytest.mark.parametrize("status", [503, 429, 502])
 def test_a_server_that_is_busy_is_asked_again(scripted, status):
@@ -295,50 +212,6 @@ def test_after_the_last_try_the_error_says_how_often(scripted):
     assert "3 tries" in str(error)
     assert "busy" in str(error)
     assert len(seen) == 3
-
-
-@pytest.mark.parametrize(
-    ("status", "code"), [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (500, "UNKNOWN")]
-)
-def test_other_errors_are_not_tried_again(scripted, status, code):
-    url, seen = scripted([(200, METADATA), (status, '{ "error": "it\\\'s \\"bad\\"" }')])
-    error = error_of(Client(url, "m").predict, IMAGE)
-    assert error.code == code
-    assert 'it\'s "bad"' in str(error)
-    assert len(seen) == 2
-
-
-@pytest.mark.parametrize("body", ["<html>welcome</html>", "[1]", '{"predictions": []}'])
-def test_an_answer_that_is_none_of_tensorflow_serving(scripted, body):
-    url, _ = scripted([(200, body)])
-    error = error_of(Client(url, "m").metadata)
-    assert error.code == "INTERNAL"
-    assert "Received" in str(error)
-
-
-def test_over_grpc_a_server_that_is_busy_is_asked_again(server, monkeypatch):
-    from benchmarks.serving.served_models import Refused
-
-    tries, predict = [], server.models.predict
-
-    def busy(request):
-        tries.append(1)
-        if len(tries) < 3:
-            raise Refused("UNAVAILABLE", "busy")
-        return predict(request)
-
-    monkeypatch.setattr(server.models, "predict", busy)
-    with Client(server.grpc_url, "birds") as client:
-        assert client.predict(IMAGE)["classes"].shape == (1,)
-        assert len(tries) == 3
-        with pytest.raises(ServingError, match="no pixels"):
-            client.call("serving_default", np.zeros((1, 0, 4, 3), "uint8"))
-        assert len(tries) == 4
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -365,160 +238,24 @@ def test_a_server_that_never_answers_costs_the_timeout(scheme):
     assert 0.4 < seconds < 1.5
 
 
-def test_a_closed_client_says_so(server, images):
-    client = Client(server.grpc_url, "birds")
-    client.close()
-    error = error_of(client.predict, images)
-    assert error.code == "CANCELLED"
-    assert "closed" in str(error)
-
-
-def test_a_server_that_answers_byte_by_byte_costs_the_timeout():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def trickle():
-            connection, _ = listener.accept()
-            for _ in range(15):
-                connection.sendall(b"H")
-                time.sleep(0.1)
-            connection.close()
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "birds", timeout=0.5)
-        start = time.monotonic()
-        error = error_of(client.status)
-        assert time.monotonic() - start < 1
-        assert error.code == "DEADLINE_EXCEEDED"
-        thread.join()
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_waiting_until_a_server_has_started(tmp_path, protocol):
-    serving_helpers.save(tmp_path, 2)
+def test_waiting_until_a_server_has_started(tiny, protocol):
     port = free_port()
     scheme, argument = {"rest": ("http", "rest_port"), "grpc": ("grpc", "grpc_port")}[protocol]
     with Client(f"{scheme}://127.0.0.1:{port}", "birds", version=2) as client:
         error = error_of(client.wait_until_ready, 0.3)
         assert error.code == "DEADLINE_EXCEEDED"
         assert "connection refused" in str(error)
-        config = serving_helpers.config(tmp_path, "birds", [2])
+        config = serving_helpers.config(tiny, "birds", [2])
         with ModelServer(config, **{argument: port}):
             client.wait_until_ready(5)
             assert client.predict(IMAGE)["logits"] == 2
-
-
-# What is refused before it is sent
-
-
-@pytest.fixture
-def unsent():
-    """A client whose server was never there."""
-    with Client("http://127.0.0.1:9", "birds") as client:
-        yield client
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((8, 8, 3), "uint8"),
-        np.zeros((0, 8, 8, 3), "uint8"),
-        np.zeros((1, 8, 8, 3), "int64"),
-        np.full((1, 8, 8, 3), "x"),
-    ],
-)
-def test_images_that_do_not_fit(unsent, images):
-    with pytest.raises(ValueError, match=r"`images` must be uint8.*Received: .*\(.*3\)"):
-        unsent.predict(images)
-    with pytest.raises(ValueError, match=r"`images` must be uint8.*Received: .*\(.*3\)"):
-        unsent.features(images)
-
-
-def test_only_bytes_have_features_and_connectivity(unsent):
-    for method in (unsent.features, unsent.connectivity):
-        with pytest.raises(ValueError, match=r"must be uint8.*float32"):
-            method(IMAGE.astype("float32"))
-    with pytest.raises(ValueError, match=r"each of the 1 images. Received: shape \(2,\)"):
-        unsent.connectivity(IMAGE, [0.1, 0.2])
-
-
-def test_files_that_do_not_fit(unsent, tmp_path):
-    with pytest.raises(FileNotFoundError, match="robin"):
-        unsent.predict_jpeg([tmp_path / "robin.jpg"])
-    gif = tmp_path / "wren.jpg"
-    gif.write_bytes(encode(IMAGE[0], "GIF"))
-    with pytest.raises(ValueError, match=r"JPEG or PNG. Received: .*wren.jpg.*GIF"):
-        unsent.predict_jpeg([encode(IMAGE[0], "PNG"), gif])
-    for files, message in (
-        ("robin.jpg", "must be a list"),
-        ([], "at least one"),
-        ([b""], "Received: 0 bytes"),
-        ([7], "`bytes` or a path. Received: 7"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            unsent.predict_jpeg(files)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"image": IMAGE}, r"takes the inputs \['images'\]. Received: \['image'\]"),
-        (IMAGE.astype("int32"), "must be uint8 of shape .*Received: int32"),
-        (IMAGE[..., :1], r"\(None, None, None, 3\).*\(1, 8, 8, 1\)"),
-    ],
-)
-def test_inputs_that_are_not_the_signatures(client, server, monkeypatch, inputs, message):
-    monkeypatch.setattr(server.models, "predict", lambda request: pytest.fail("was sent"))
-    with pytest.raises(ValueError, match=message):
-        client.call("serving_default", inputs)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"url": "localhost:8501"}, "`url` must be like .*localhost:8501"),
-        ({"url": "ftp://localhost"}, "`url` must be like"),
-        ({"url": "http://localhost:port"}, "must end in a port"),
-        ({"url": "grpc://localhost"}, "must end in a port"),
-        ({"url": "grpc://localhost:8500/v1"}, "must end in a port"),
-        ({"model": ""}, "`model`.*''"),
-        ({"version": 1, "label": "stable"}, "not both.*1.*stable"),
-        ({"version": "1"}, "`version` must be an integer.*'1'"),
-        ({"label": 1}, "`label` must be a string.*1"),
-        ({"timeout": 0}, "`timeout` must be a number > 0.*0"),
-        ({"retries": -1}, "`retries` must be an integer >= 0.*-1"),
-    ],
-)
-def test_bad_arguments_are_named(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        Client(**{"url": "http://localhost:8501", "model": "birds", **kwargs})
 
 
 def test_errors_do_not_repeat_a_password():
     with Client(f"http://me:secret@127.0.0.1:{free_port()}", "birds", retries=0) as client:
         error = error_of(client.status)
     assert "secret" not in str(error)
-
-
-def test_an_error_goes_through_pickle():
-    error = pickle.loads(pickle.dumps(ServingError("NOT_FOUND", "no", reached=False)))
-    assert (error.code, str(error), error.reached) == ("NOT_FOUND", "no", False)
-
-
-# Packages
-
-
-@pytest.mark.parametrize(
-    ("package", "url"),
-    [
-        ("requests", "http://localhost:8501"),
-        ("tensorflow_serving.apis.prediction_service_pb2_grpc", "grpc://localhost:8500"),
-    ],
-)
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, url):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"{package}.*pip install '\.\[serving\]'"):
-        Client(url, "birds")
 
 
 @pytest.mark.parametrize(("protocol", "absent"), [("rest", "keras tensorflow"), ("grpc", "keras")])

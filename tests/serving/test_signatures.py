@@ -1,6 +1,5 @@
 """What requests to an export are answered, and what is refused; through TensorFlow's C API."""
 
-import io
 import pathlib
 import pickle
 import subprocess
@@ -9,24 +8,17 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, randomize
-from PIL import Image
+from catalog import create
+from serving_helpers import encode
 
 import dgnet_keras as dg
 from benchmarks.serving import c_api
 from dgnet_keras.serving.signatures import MAX_PIXELS
 
-pytestmark = pytest.mark.xdist_group("signatures")  # what its fixtures make is made once
-SIZE = 16
+pytestmark = pytest.mark.xdist_group("serving")  # what its fixtures make is made once
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (2, 20, 30, 3), "uint8")
 FLOATS = PIXELS.astype("float32")
-
-
-def encode(pixels, file_format):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, file_format)
-    return buffer.getvalue()
 
 
 def with_pixel(value):
@@ -40,7 +32,7 @@ def threshold(value, shape=()):
 
 
 JPEG, PNG, GIF, BMP = (encode(PIXELS[0], name) for name in ("JPEG", "PNG", "GIF", "BMP"))
-HUGE_PNG, HUGE_JPEG = (encode(np.zeros((20_000,) * 2, "uint8"), n) for n in ("PNG", "JPEG"))
+HUGE_PNG, HUGE_JPEG = (encode(np.zeros((9000, 9000), "uint8"), n) for n in ("PNG", "JPEG"))
 NO_FILE = "must be whole JPEG or PNG files. Received: image] [0] [of]"
 
 # Signature, inputs, and what the error says.
@@ -55,7 +47,7 @@ REFUSED = {
     "start of a png": ("predict_jpeg", {"image_bytes": [PNG[:20]]}, f"{NO_FILE} [20]"),
     "png cut short": ("predict_jpeg", {"image_bytes": [PNG[:-200]]}, "Invalid PNG data"),
     "huge png": ("predict_jpeg", {"image_bytes": [HUGE_PNG]}, f"at most {MAX_PIXELS} pixels"),
-    "huge jpeg": ("predict_jpeg", {"image_bytes": [HUGE_JPEG]}, "[20000] [20000]"),
+    "huge jpeg": ("predict_jpeg", {"image_bytes": [HUGE_JPEG]}, "[9000] [9000]"),
     "no files": ("predict_jpeg", {"image_bytes": np.zeros(0, object)}, "holds no image"),
     "files of rank 2": ("predict_jpeg", {"image_bytes": np.array([[JPEG]], object)}, "[1,1]"),
     "pixels as files": ("predict_jpeg", {"image_bytes": PIXELS}, "to be string but uint8"),
@@ -95,15 +87,13 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def model():
-    return randomize(create("resnet_cifar_split"))
+def model(bird_models):
+    return bird_models[1]
 
 
 @pytest.fixture(scope="module")
-def export(model, tmp_path_factory):
-    return dg.export_saved_model(
-        model, tmp_path_factory.mktemp("e"), labels=["a", "b", "c"], image_size=SIZE
-    )
+def export(birds):
+    return birds / "1"
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +167,7 @@ def signatures(export):
 def test_connectivity_at_equals_a_model_made_with_that_threshold(signatures, model, value):
     other = create("resnet_cifar_split", threshold=value)
     dg.copy_weights(model, other)
-    x = dg.Preprocessing(SIZE, 1.0)(PIXELS)
+    x = model.preprocessing(PIXELS)
     found = signatures["connectivity_at"](images=tf.constant(PIXELS), threshold=tf.constant(value))
     for name, matrix in dg.adjacency(other, x).items():
         np.testing.assert_allclose(found[name], matrix, rtol=1e-5, atol=1e-6)
@@ -201,6 +191,6 @@ def test_each_image_may_have_its_own_threshold(signatures):
 
 def test_connectivity_says_the_macs_of_each_image(signatures, model):
     found = signatures["connectivity"](tf.constant(PIXELS))
-    counted = dg.count_macs(model, dg.Preprocessing(SIZE, 1.0)(PIXELS))
+    counted = dg.count_macs(model, model.preprocessing(PIXELS))
     np.testing.assert_array_equal(found["macs"], counted["per_instance"]["macs"])
     assert (found["macs"].numpy() < counted["macs"]).all()

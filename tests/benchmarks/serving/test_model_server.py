@@ -377,9 +377,9 @@ def test_the_command_line_serves(saved, tmp_path):
             process.terminate()
 
 
-@pytest.mark.parametrize("name", ["model_server", "served_models"])
+@pytest.mark.parametrize("name", ["model_server", "rest_api", "served_models"])
 def test_it_imports_nothing_of_the_project_but_benchmarks(name):
-    tree = ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())
+    tree = ast.parse((ROOT / "benchmarks" / "serving" / f"{name}.py").read_text())
     names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert not {n.split(".")[0] for n in names} & {"dgnet_keras", "train", "keras", "tests"}

@@ -1,0 +1,55 @@
+"""python -m dgnet_keras export MODEL DIRECTORY: a SavedModel for TensorFlow Serving."""
+
+import pathlib
+
+from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
+
+
+def add_parsers(commands):
+    """Adds the parser of `export`, with the function `run`."""
+    export = commands.add_parser(
+        "export",
+        help="a SavedModel for TensorFlow Serving",
+        description="Writes DIRECTORY/<version>, a SavedModel that takes raw images, JPEG and PNG "
+        "files, with labels, model card and warm-up requests. The class names of a run become its "
+        "labels.",
+        epilog="Example: python -m dgnet_keras export runs/digits served/digits",
+    )
+    export.add_argument("model", help="a .keras file, or the folder of a run")
+    export.add_argument("directory", help="folder of the model's versions")
+    export.add_argument(
+        "--version", type=int, help="by default one more than the newest there, or 1"
+    )
+    export.add_argument("--labels", help="text file, the name of a class on each line")
+    export.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels that the model computes at; by default those it was made for",
+    )
+    export.set_defaults(run=export_command)
+
+
+def export_command(args):
+    """Exports a model, and prints where."""
+    from dgnet_keras.serving.export import training_record, write_saved_model
+
+    model = load_model(args.model)
+    config, results = run_record(args.model)
+    labels = class_names(config)
+    if args.labels:
+        labels = read_lines(pathlib.Path(args.labels))
+    version = args.version
+    if version is None:
+        folders = pathlib.Path(args.directory).glob("[0-9]*")
+        version = max([0, *(int(path.name) for path in folders if path.name.isdecimal())]) + 1
+    target = write_saved_model(
+        model,
+        args.directory,
+        version=version,
+        labels=labels,
+        image_size=args.image_size,
+        training=training_record(config, results) if config or results else None,
+    )
+    print(target)

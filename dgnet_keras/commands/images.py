@@ -1,0 +1,130 @@
+"""Image files that a command is given."""
+
+import io
+import pathlib
+import sys
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def labelled_files(folder, limit):
+    """Files and class names of up to `limit` images of a folder, evenly from all; or of one file.
+
+    Returns:
+        Tuple of paths, labels (int, or None where there are no class folders) and class names.
+    """
+    folder = pathlib.Path(folder)
+    if limit < 1:
+        raise ValueError(f"`--limit` must be positive. Received: {limit}")
+    if folder.is_file():
+        return [folder], None, None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No image, and no folder of images, at {folder}")
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    found = [
+        (path, label)
+        for label, name in enumerate(classes or [""])
+        for path in sorted((folder / name).iterdir())
+        if _is_image(path)
+    ]
+    if not found:
+        raise ValueError(
+            f"{folder} has no images. Expected {folder}/*.jpg or {folder}/<class>/*.jpg "
+            f"({', '.join(IMAGE_SUFFIXES)})"
+        )
+    count = min(limit, len(found))
+    chosen = [found[k * len(found) // count] for k in range(count)]
+    paths, labels = zip(*chosen, strict=True)
+    return list(paths), list(labels) if classes else None, classes or None
+
+
+def read_images(paths, preprocessing, channels):
+    """Images as a model takes them, and which of the files could be decoded.
+
+    Returns:
+        Tuple of float32 (images, height, width, channels) and indices into `paths`.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    images, kept = [], []
+    for k, path in enumerate(paths):
+        try:
+            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
+        except tf.errors.OpError:
+            print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
+            continue
+        images.append(preprocessing(pixels).numpy())
+        kept.append(k)
+    if not images:
+        raise ValueError("None of the images could be decoded.")
+    return np.stack(images), kept
+
+
+def named_files(arguments):
+    """Yields (name, path, or None for standard input) of each image.
+
+    Args:
+        arguments: files, folders, which are searched to the bottom, or "-".
+    """
+    for argument in arguments:
+        path = pathlib.Path(argument)
+        if argument == "-":
+            yield "-", None
+        elif path.is_dir():
+            found = sorted(filter(_is_image, path.rglob("*")))
+            if not found:
+                raise ValueError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})")
+            yield from ((str(p), p) for p in found)
+        elif path.exists():
+            yield argument, path
+        else:
+            raise FileNotFoundError(f"No image at {path}")
+
+
+def read_encoded(files, channels):
+    """Images as an export takes them: names and contents, JPEG or PNG.
+
+    Those that cannot be classified are named on standard error, and left out.
+
+    Args:
+        files: list of (name, path), see `named_files`.
+        channels: of the images.
+
+    Returns:
+        Tuple of two lists.
+    """
+    import tensorflow as tf
+    from PIL import Image
+
+    names, contents = [], []
+    for name, path in files:
+        try:
+            content = _served_content(path, channels)
+        except (OSError, tf.errors.OpError, Image.DecompressionBombError) as error:
+            reason = str(error).splitlines()[0] if isinstance(error, FileNotFoundError) else ""
+            print(f"Skipped: {name} cannot be decoded {reason}".rstrip(), file=sys.stderr)
+            continue
+        names.append(name)
+        contents.append(content)
+    return names, contents
+
+
+def _is_image(path):
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
+
+
+def _served_content(path, channels):
+    """An image's content as an export takes it: within its limits, JPEG or PNG."""
+    import tensorflow as tf
+    from PIL import Image
+
+    from dgnet_keras.serving.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
+
+    content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    if not content.startswith((JPEG_HEADER, PNG_HEADER)):
+        buffer = io.BytesIO()  # by Pillow: TensorFlow takes a BMP's palette for grey levels
+        Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
+        content = buffer.getvalue()
+    tf.io.decode_image(check_encoded(0, content), channels, expand_animations=False)
+    return content

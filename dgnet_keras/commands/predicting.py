@@ -1,0 +1,160 @@
+"""python -m dgnet_keras predict MODEL IMAGES: classes of images."""
+
+import collections.abc
+import dataclasses
+import json
+import pathlib
+import sys
+
+from dgnet_keras.commands.images import named_files, read_encoded
+from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
+
+BATCH_SIZE = 32
+
+
+def add_parsers(commands):
+    """Adds the parser of `predict`, with the function `run`."""
+    predict = commands.add_parser(
+        "predict",
+        help="classes of images",
+        description="Classifies image files, the images of folders, or an image from standard "
+        "input (-). JPEG, PNG, BMP and GIF are read; a file that cannot be decoded is named and "
+        "left out, and the exit code is then 1.",
+        epilog="Example: python -m dgnet_keras predict served/digits photo.jpg more/ --top 3",
+    )
+    predict.add_argument(
+        "model", help="a .keras file, the folder of a run, a SavedModel, or a folder of versions"
+    )
+    predict.add_argument("images", nargs="+", help="files, folders, or - for standard input")
+    predict.add_argument("--top", type=int, default=1, help="so many labels of an image (1)")
+    predict.add_argument("--json", action="store_true", help="a JSON line an image, not a table")
+    predict.set_defaults(run=predict_command)
+
+
+def predict_command(args):
+    """Prints the most probable labels of each image."""
+    if args.top < 1:
+        raise ValueError(f"`--top` must be positive. Received: {args.top}")
+    files = list(named_files(args.images))
+    classifier = open_classifier(args.model)
+    widths = [
+        max(map(len, column))
+        for column in (["image", *(n for n, _ in files)], ["label", *classifier.labels])
+    ]
+    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>11}}"
+    if not args.json:
+        print(row.format("image", "label", "probability"))
+    skipped = 0
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = files[start : start + BATCH_SIZE]
+        names, contents = read_encoded(batch, classifier.channels)
+        skipped += len(batch) - len(names)
+        if names:
+            for name, values in zip(names, classifier.classify(contents), strict=True):
+                _print_answer(name, values, classifier.labels, args, row)
+    if skipped:
+        sys.exit(1)
+
+
+def _print_answer(name, probabilities, labels, args, row):
+    best = (-probabilities).argsort(kind="stable")[: args.top]
+    if args.json:
+        answers = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
+        print(json.dumps({"image": name, "predictions": answers}), flush=True)
+        return
+    for rank, k in enumerate(best):
+        shown = name if rank == 0 else ""
+        print(row.format(shown, labels[k], f"{probabilities[k]:.4f}"), flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier:
+    """A model as the command needs it.
+
+    Attributes:
+        classify: function of a list of JPEG or PNG files (bytes) to probabilities, float32
+            (images, classes).
+        labels: list of strings, one a class.
+        channels: of the images.
+    """
+
+    classify: collections.abc.Callable
+    labels: list[str]
+    channels: int
+
+
+def open_classifier(path):
+    """The `ImageClassifier` at a path.
+
+    Args:
+        path: a .keras file, the folder of a run, a SavedModel, or a folder of its versions, of
+            which the newest is taken.
+
+    Raises:
+        FileNotFoundError: if there is no model.
+        ValueError: if it cannot be read, or is no classifier.
+    """
+    from dgnet_keras.serving.config import found_versions
+
+    path = pathlib.Path(path)
+    if path.is_dir() and not (path / "model.keras").exists():
+        versions = found_versions(path)
+        folder = path / str(versions[-1]) if versions else path
+        if (folder / "saved_model.pb").exists():
+            return _open_saved_model(folder)
+        raise FileNotFoundError(
+            f"No model at {path}. Expected a .keras file, or the folder of a finished run, of a "
+            "SavedModel, or of its versions"
+        )
+    model = load_model(path)
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"The model of {path} is not a classifier of dgnet_keras.")
+    labels = class_names(run_record(path)[0]) or [str(k) for k in range(model.num_classes)]
+    _check_labels(labels, model.num_classes, path)
+    return ImageClassifier(_keras_classify(model), labels, model.input_shape[-1])
+
+
+def _open_saved_model(folder):
+    import tensorflow as tf
+
+    try:
+        signatures = tf.saved_model.load(str(folder)).signatures
+    except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} cannot be read as a SavedModel: {reason}") from error
+    file, names = folder / "assets" / "labels.txt", ("serving_default", "predict_jpeg")
+    outputs = getattr(signatures.get("predict_jpeg"), "structured_outputs", {})
+    shape = outputs["probabilities"].shape if "probabilities" in outputs else None
+    if not file.exists() or shape is None or shape.rank != 2 or set(names) - set(signatures):
+        raise ValueError(
+            f"{folder} is not a classifier's export, such as `export` makes (a detector's is asked "
+            "as docs/detection.md shows)"
+        )
+    labels = read_lines(file)
+    _check_labels(labels, shape[-1], file)
+    (images,) = signatures["serving_default"].structured_input_signature[1].values()
+    predict = signatures["predict_jpeg"]
+    return ImageClassifier(
+        lambda files: predict(tf.constant(files))["probabilities"].numpy(),
+        labels,
+        images.shape[-1],
+    )
+
+
+def _check_labels(labels, count, source):
+    if len(labels) != count:
+        raise ValueError(f"{source}: expected a name for each of {count} classes, got {labels}")
+
+
+def _keras_classify(model):
+    import numpy as np
+    import tensorflow as tf
+
+    channels = model.input_shape[-1]
+
+    def classify(files):
+        pixels = [tf.io.decode_image(f, channels, expand_animations=False) for f in files]
+        images = np.stack([model.preprocessing(p) for p in pixels])
+        return tf.nn.softmax(model.predict(images, verbose=0)).numpy()
+
+    return classify

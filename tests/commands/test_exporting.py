@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from dgnet_keras.__main__ import main
+
+
+def test_labels_of_windows_are_read(exported):
+    assert (exported / "1" / "assets" / "labels.txt").read_text() == "cat\ndog\nemu\n"
+
+
+def test_a_run_is_exported_with_its_classes_and_metrics(saved, served):
+    config = {"name": "resnet18", "data": {"class_names": ["a", "b", "c"], "train_images": 9}}
+    (saved.parent / "config.json").write_text(json.dumps(config))
+    (saved.parent / "results.json").write_text('{"test_accuracy": 0.5}')
+    (served / "3").mkdir()  # of no export, and taken all the same
+    main(["export", str(saved.parent), str(served)])
+    folder = served / "4"
+    assert (folder / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    card = json.loads((folder / "model_card.json").read_text())
+    assert card["training"] == {
+        "recipe": {"name": "resnet18"},
+        "data": {"train_images": 9},
+        "metrics": {"test_accuracy": 0.5},
+    }
+
+
+def test_mistakes_are_named(saved, tmp_path):
+    (tmp_path / "labels.txt").write_text("one\n")
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    for arguments, message in (
+        ([str(tmp_path / "gone"), str(tmp_path / "out")], "No model at"),
+        (
+            [str(saved), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.txt")],
+            "3 classes.*1 labels",
+        ),
+        ([str(tmp_path / "run"), str(tmp_path / "out")], "run/export is served as it is"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["export", *arguments])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from catalog import create
+from PIL import Image
+
+import dgnet_keras as dg
+from dgnet_keras.__main__ import main
+
+PICTURES = {
+    *("adjacency_by_class", "adjacency_by_image", "graph", "path_diversity"),
+    *("nearest_images", "macs"),
+}
+
+
+def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):
+    (image_folder / "cat" / "0.png").write_bytes(b"broken")
+    output = tmp_path / "pictures"
+    main(["plot", str(saved), str(image_folder), "--output", str(output)])
+    assert {path.stem for path in output.glob("*.png")} == PICTURES
+    found = json.loads((output / "connectivity.json").read_text())
+    assert found["images"] == 7
+    assert found["class_entropy"] == pytest.approx(0.985, abs=0.001)
+    assert np.shape(found["stages"]["stage2"]["open_rate"]) == (4, 4)
+    answer = capsys.readouterr()
+    assert "7 images" in answer.out
+    assert "0.png cannot be decoded" in answer.err
+
+
+def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
+    image_folder, tmp_path, capsys
+):
+    create("resnet_basic", input_shape=(16, 16, 3)).save(tmp_path / "model.keras")
+    output = tmp_path / "pictures"
+    arguments = [str(tmp_path), str(image_folder / "dog"), "--output", str(output)]
+    main(["plot", *arguments, "--limit", "3"])
+    found = json.loads((output / "connectivity.json").read_text())
+    assert found["images"] == 3
+    assert "class_entropy" not in found
+    assert (
+        "Warning: The routers of these stages give every image the same edge weights (stage2)"
+        in capsys.readouterr().out
+    )
+
+
+def test_plot_takes_one_image_and_tells_its_path(saved, image_folder, tmp_path, capsys):
+    output = tmp_path / "pictures"
+    file = image_folder / "dog" / "1.png"
+    main(["plot", str(saved), str(file), "--output", str(output)])
+    assert {path.stem for path in output.glob("*.png")} == PICTURES
+    (found,) = json.loads((output / "connectivity.json").read_text())["each_image"]
+    model = keras.saving.load_model(saved)
+    image = model.preprocessing(np.asarray(Image.open(file)))[None]
+    adjacency = dg.adjacency(model, image)["stage2"][0]
+    counted = dg.count_macs(model, image)["per_instance"]
+    assert found["file"] == str(file)
+    assert found["macs"] == counted["macs"][0]
+    assert np.shape(found["open_edges"]["stage2"]) == ((adjacency > 0).sum(), 2)
+    assert all(adjacency[j, i] > 0 for j, i in found["open_edges"]["stage2"])
+
+
+def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):
+    create("resnet_basic", depths=(1, 1)).save(tmp_path / "edgeless.keras")
+    (tmp_path / "empty").mkdir()
+    for model, images, message in (
+        (tmp_path / "gone.keras", image_folder, "No model at .*gone.keras"),
+        (saved, tmp_path / "gone", "No image, and no folder of images, at .*gone"),
+        (saved, tmp_path / "empty", "has no images. Expected"),
+        (tmp_path / "edgeless.keras", image_folder, "no edges to draw"),
+        (image_folder / "dog" / "0.png", image_folder, "cannot be read as a Keras model"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["plot", str(model), str(images), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,82 @@
+import io
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgnet_keras.__main__ import main
+
+
+def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, capsys):
+    (image_folder / "cat" / "broken.png").write_bytes(b"broken")
+    Image.open(image_folder / "cat" / "0.png").save(image_folder / "dog" / "moved.gif")
+    answers = []
+    for model in (saved, served, served / "1"):
+        with pytest.raises(SystemExit, match="1"):
+            main(["predict", str(model), str(image_folder), "--json", "--top", "3"])
+        answer = capsys.readouterr()
+        assert "broken.png cannot be decoded" in answer.err
+        answers.append([json.loads(line) for line in answer.out.splitlines()])
+    ours, theirs, again = answers
+    assert len(ours) == 9
+    assert theirs == again
+    assert {p["label"] for p in theirs[0]["predictions"]} == {"cat", "dog", "emu"}
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["image"] == b["image"]
+        for p, q in zip(a["predictions"], b["predictions"], strict=True):
+            assert q["label"] == ("cat", "dog", "emu")[int(p["label"])]
+            assert q["probability"] == pytest.approx(p["probability"], abs=1e-5)
+
+
+def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, capsys, monkeypatch):
+    file = image_folder / "cat" / "0.png"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
+    main(["predict", str(served), "-", str(file)])
+    head, piped, named = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "label", "probability"]
+    assert piped.split()[0] == "-"
+    assert piped.split()[1:] == named.split()[1:]
+    assert head.index("label") == piped.index(piped.split()[1]) == named.index(named.split()[1])
+
+
+def test_images_that_cannot_be_classified_cost_no_other_its_answer(served, tmp_path, capsys):
+    folder = tmp_path / "odd"
+    (folder / "folder.png").mkdir(parents=True)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    Image.new("L", (8200, 8200)).save(folder / "huge.png")
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), "uint8"))
+    palette = colours.quantize(64)
+    palette.save(folder / "palette.bmp")
+    palette.convert("RGB").save(folder / "plain.png")
+    with pytest.raises(SystemExit, match="1"):
+        main(["predict", str(served), str(folder), "--json", "--top", "3"])
+    answer = capsys.readouterr()
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [pathlib.Path(row["image"]).name for row in found] == ["palette.bmp", "plain.png"]
+    assert found[0]["predictions"] == found[1]["predictions"]
+    assert "huge.png" in answer.err
+    assert "gone.png" in answer.err
+
+
+def test_exports_that_are_damaged_are_named(served, image_folder, tmp_path):
+    labels = served / "1" / "assets" / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    with pytest.raises(SystemExit, match=r"each of 3 classes, got \['cat', 'dog'\]"):
+        main(["predict", str(served), str(image_folder)])
+    (served / "1" / "saved_model.pb").write_bytes(b"broken")
+    with pytest.raises(SystemExit, match="cannot be read as a SavedModel"):
+        main(["predict", str(served), str(image_folder)])
+
+
+def test_mistakes_are_named(saved, image_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([str(tmp_path / "empty"), str(image_folder)], "No model at"),
+        ([str(saved), str(tmp_path / "gone.jpg")], "No image at .*gone.jpg"),
+        ([str(saved), str(tmp_path / "empty")], "has no images"),
+        ([str(saved), str(image_folder), "--top", "0"], "--top"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["predict", *arguments])
