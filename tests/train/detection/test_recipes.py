@@ -1,0 +1,36 @@
+"""Mistakes in a detection recipe are named before anything is built."""
+
+import pytest
+
+from train import coco
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("image_size=[100,128]", "multiples of 2^max_level = 64"),
+        ("detector=yolo", "fasterrcnn"),
+        ("scale_range=[2,1]", "least, greatest"),
+        ("decay_epochs=[8,3]", "rising"),
+        ('decay_epochs=["a"]', "rising"),
+        ('scale_range=["a","b"]', "least, greatest"),
+        ("scale_range=[0.5,Infinity]", "finite"),
+        ("min_level=6", "min_level"),
+        ("anchor_size=0", "anchor_size"),
+        ("batch_size=0", "batch_size"),
+        ("dtype=int8", "dtype"),
+        ("max_level=1", "max_level"),
+        ("learning_rat=1", "learning_rate"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(item, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
+    assert message in str(error.value)
+
+
+def test_a_number_of_pictures_below_none_is_refused(tmp_path):
+    line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"--visualize.*-1"):
+        coco.main([*line, "--visualize", "-1"])
+    assert not list(tmp_path.iterdir())
