@@ -64,6 +64,7 @@ class Run(abc.ABC):
         self.train_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self.stop_requested = False
         self.warnings = []
+        self._on_loop = lambda step: None
         self._any_worker = agreement(strategy)
 
     @property

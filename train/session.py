@@ -29,9 +29,6 @@ class Session:
         strategy: a `tf.distribute` strategy.
         is_chief: whether this process writes what the run leaves behind.
         console: a `rich.console.Console`; of the workers only the chief speaks.
-
-    Raises:
-        ValueError: if the folder has no name, or there is no such strategy.
     """
 
     def __init__(self, workdir, strategy):
@@ -61,13 +58,10 @@ class Session:
 
     @contextlib.contextmanager
     def training(self, run):
-        """Claims the workdir for a restored run; within the context there are log and signals.
-
-        Args:
-            run: a `train.loop.Run`, of what `finished` was given.
+        """Claims the workdir for a restored run, and watches over it: log, progress bar, signals.
 
         Yields:
-            The rows of `run.train_epochs`, with a progress bar.
+            The rows of `run.train_epochs`.
         """
         run.own.mkdir(parents=True, exist_ok=True)
         if self.is_chief:

@@ -9,14 +9,7 @@ from train.strategies import is_chief
 
 @contextlib.contextmanager
 def atomic_file(path):
-    """A file that appears whole or not at all.
-
-    Args:
-        path: `pathlib.Path` of the file.
-
-    Yields:
-        Path of the same suffixes to write to; what is there takes the file's place at the end.
-    """
+    """Yields a path to write to, of the same suffixes; at the end it becomes the file, whole."""
     scratch = path.with_name(f".{path.name}")
     try:
         yield scratch

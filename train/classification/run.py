@@ -95,11 +95,7 @@ def configure(recipe):
 
 
 def check_channels(recipe, data):
-    """Makes sure that the images have the channels that the model takes.
-
-    Raises:
-        ValueError: if they have not.
-    """
+    """Raises `ValueError` unless the images have the channels that the model takes."""
     channels = recipe.input_shape[-1]
     images = getattr(data.train, "images", None)
     if images is not None and images.shape[-1] != channels:
@@ -118,17 +114,11 @@ def check_channels(recipe, data):
 
 
 class ClassificationRun(Run):
-    """A `Recipe` at work: adds phases of freezing, averaged weights, and the best weights.
-
-    Args:
-        recipe: a `Recipe`.
-        data: `ImageData`.
-        strategy: a `tf.distribute` strategy.
-        init_from: weights to start from, or None.
+    """A `Recipe` on `ImageData`: adds phases of freezing, averaged weights, the best weights.
 
     Raises:
-        ValueError: if recipe, data and strategy do not go together, the data does not fill a
-            batch, or the recipe does not make a model.
+        ValueError: also if the data does not fill a batch or has other channels than the model
+            takes, or the recipe does not make a model.
     """
 
     def __init__(self, recipe, data, strategy, init_from=None):

@@ -116,16 +116,12 @@ def dtype_policy(name):
 
 
 class DetectionRun(Run):
-    """A `DetectionRecipe` at work: adds Model Garden's trainer and checkpoints, and detections.
+    """A `DetectionRecipe` on `Data`: adds Model Garden's trainer and checkpoints, and detections.
 
-    Args:
-        recipe: a `DetectionRecipe`.
-        data: `train.detection.data.Data`.
-        strategy: a `tf.distribute` strategy.
-        init_from: weights that the backbone starts from, or None.
+    `init_from` are weights of the backbone.
 
     Raises:
-        ValueError: if the replicas do not divide the batch, or the recipe does not make a model.
+        ValueError: also if the recipe does not make a model.
     """
 
     def __init__(self, recipe, data, strategy, init_from=None):

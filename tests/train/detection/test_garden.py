@@ -40,7 +40,7 @@ def test_other_settings_of_model_garden_can_be_set():
 
 
 @pytest.mark.parametrize(
-    "garden",
+    "settings",
     [
         '{"trainer":{"train_steps":3}}',
         '{"task":{"use_coco_metrics":false}}',
@@ -48,11 +48,11 @@ def test_other_settings_of_model_garden_can_be_set():
         '{"task":{"annotation_file":"val.json"}}',
     ],
 )
-def test_settings_that_would_not_take_effect_are_refused(garden):
+def test_settings_that_would_not_take_effect_are_refused(settings):
     records = garden.Records("train*", 64)
     with pytest.raises(ValueError, match="sets what stands under `task`"):
         garden.experiment(
-            tiny_detector("coco_tiny_retinanet", f"garden={garden}"), records, records, 11
+            tiny_detector("coco_tiny_retinanet", f"garden={settings}"), records, records, 11
         )
 
 
