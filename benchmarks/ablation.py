@@ -78,10 +78,10 @@ def ablate(job, images):
     import numpy as np
 
     import dgnet_keras as dg
-    from train.classification import engine
+    from train.classification.model import create_model
 
     data = accuracy.load_images(job.recipe, images)
-    model = engine.create_model(job.recipe, len(data.class_names))
+    model = create_model(job.recipe, len(data.class_names))
     model.load_weights(job.workdir / accuracy.WEIGHTS)
     inputs = model.preprocessing(data.test.images).numpy()
     labels = data.test.labels

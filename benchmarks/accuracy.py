@@ -246,23 +246,22 @@ def train_once(job, images, cores=None):
 
 def _train_once(job, images):
     import dgnet_keras as dg
-    from train import checkpoints, strategies
-    from train.classification import engine
-    from train.classification.run import load_initial_weights
+    from train.classification.run import ClassificationRun, configure
+    from train.loop import orbit_log
+    from train.strategies import make_strategy
+    from train.weights import save_weights
 
     data = load_images(job.recipe, images)
-    engine.configure(job.recipe)
-    run = engine.Run(job.recipe, data, strategies.make_strategy("one_device"))
-    if job.init_from is not None:
-        load_initial_weights(run.model, job.init_from)
+    configure(job.recipe)
+    run = ClassificationRun(job.recipe, data, make_strategy("one_device"), job.init_from)
+    run.restore(job.workdir)
     job.workdir.mkdir(parents=True, exist_ok=True)
-    with engine.orbit_log(job.workdir / "train.log"):
-        run.open(job.workdir)
+    with orbit_log(job.workdir / "train.log"):
         for _ in run.train_epochs():
             pass
     run.finish()
     last = run.history[-1]
-    checkpoints.save_weights(run.model, job.workdir / WEIGHTS)
+    save_weights(run.model, job.workdir / WEIGHTS)
     counted = dg.count_macs(run.model)
     connectivity = ("open_rate/", "router_entropy/", "distinct_paths")
     return {

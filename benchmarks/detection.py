@@ -33,12 +33,13 @@ def build_step(config, overrides, wiring, scenes):
     import tensorflow as tf
 
     from train.classification.recipes import get_recipe
-    from train.detection import run as coco_runner
+    from train.detection.data import load_data
     from train.detection.recipes import RECIPES
+    from train.detection.run import DetectionRun
 
     recipe = get_recipe(config, [*overrides, f"wiring={wiring}"], RECIPES)
-    data = coco_runner.load_data(recipe, scenes, scenes)
-    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    data = load_data(recipe, scenes, scenes)
+    run = DetectionRun(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
     inputs = next(iter(run.task.build_inputs(run.params.task.train_data)))
 
     @tf.function

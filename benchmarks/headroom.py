@@ -205,11 +205,11 @@ def measure(job, images):
     """
     import numpy as np
 
-    from train.classification import engine
+    from train.classification.model import create_model
 
     recipe = dataclasses.replace(job.recipe, dtype="float32")
     data = accuracy.load_images(job.recipe, images)
-    model = engine.create_model(recipe, len(data.class_names))
+    model = create_model(recipe, len(data.class_names))
     model.load_weights(job.workdir / accuracy.WEIGHTS)
     network = Headroom(model)
     order = np.random.default_rng(0).permutation(len(data.train.labels))[: FIT + CHOOSE]

@@ -40,11 +40,11 @@ def measure_engine():
     import tensorflow as tf
 
     from train import strategies
-    from train.classification import datasets, engine, input_pipeline, optimizers, task
-    from train.classification import recipes as configs
+    from train.classification import datasets, input_pipeline, optimizers, recipes, task
+    from train.classification.model import create_model
 
     recipe = dataclasses.replace(
-        configs.get_recipe("cifar10_resnet20"),
+        recipes.get_recipe("cifar10_resnet20"),
         random_flip=False,
         random_shift=0,
         weight_decay=0.0,
@@ -53,7 +53,7 @@ def measure_engine():
     split = datasets.Split(
         rng.integers(0, 10, 1280), images=rng.integers(0, 256, (1280, 32, 32, 3), "uint8")
     )
-    ours, theirs = (engine.create_model(recipe, 10) for _ in range(2))
+    ours, theirs = (create_model(recipe, 10) for _ in range(2))
     ready = list(input_pipeline.train_batches(split, ours.preprocessing, recipe).take(STEPS))
     columns = {key: tf.stack([batch[key] for batch in ready]) for key in ready[0]}
     batches = tf.data.Dataset.from_tensor_slices(columns).repeat().prefetch(2)
@@ -168,10 +168,11 @@ def waiting_share(recipe, data_dir, steps):
     import tensorflow as tf
 
     from train import strategies
-    from train.classification import datasets, engine, input_pipeline, optimizers, task
+    from train.classification import datasets, input_pipeline, optimizers, task
+    from train.classification.model import create_model
 
     data = datasets.load_data(recipe, data_dir)
-    model = engine.create_model(recipe, len(data.class_names))
+    model = create_model(recipe, len(data.class_names))
     variables = list(model.trainable_variables)
     optimizer = optimizers.create_optimizer(recipe, 1000, variables)
     strategy = strategies.make_strategy("one_device")

@@ -1,8 +1,6 @@
 """Checkpoints of a run: written whole or not at all, pruned, and checked before they are used."""
 
 import contextlib
-import os
-import pathlib
 import re
 import shutil
 
@@ -28,16 +26,6 @@ def _reading(prefix):
         ) from error
 
 
-def write_atomically(path, text):
-    """Writes a text file that appears whole or not at all."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        scratch.write_text(text)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def by_path(variables):
     """Keras variables as what `tf.train.Checkpoint` saves whole: TensorFlow variables by path.
 
@@ -50,32 +38,46 @@ def by_path(variables):
     return holder
 
 
+def of_variables(variables, values):
+    """What `Checkpoints` saves of Keras models and optimizers.
+
+    Args:
+        variables: dict of a name to Keras variables, saved by their paths.
+        values: dict of a name to a TensorFlow variable.
+
+    Returns:
+        Tuple of a `tf.train.Checkpoint` and a dict of each key in its files to the value's shape.
+    """
+    shapes = {
+        f"{name}/{BY_PATH}/{_escape(v.path)}{VALUE}": list(v.shape)
+        for name, group in variables.items()
+        for v in group
+    }
+    shapes |= {f"{name}{VALUE}": list(v.shape) for name, v in values.items()}
+    groups = {name: by_path(group) for name, group in variables.items()}
+    return tf.train.Checkpoint(**groups, **values), shapes
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
         directory: `pathlib.Path` that this process writes into.
         source: `pathlib.Path` that all processes restore from.
-        variables: dict of a name to Keras variables, saved by their paths.
-        values: dict of a name to a TensorFlow variable.
+        checkpoint: `tf.train.Checkpoint` of all that is saved.
+        shapes: dict of each key in its files to the value's shape; None where it is not known
+            before the first step, as of the variables that tf_keras's optimizers make then.
         keep: how many of the newest are kept.
     """
 
-    def __init__(self, directory, source, variables, values, keep):
+    def __init__(self, directory, source, checkpoint, shapes, keep):
         self.directory = directory
         self.last_good = None  # step of the newest checkpoint known to be whole
         self.source = source
-        self.shapes = {
-            f"{name}/{BY_PATH}/{_escape(v.path)}{VALUE}": list(v.shape)
-            for name, group in variables.items()
-            for v in group
-        }
-        self.shapes |= {f"{name}{VALUE}": list(v.shape) for name, v in values.items()}
-        self.checkpoint = tf.train.Checkpoint(
-            **{name: by_path(group) for name, group in variables.items()}, **values
-        )
+        self.checkpoint = checkpoint
+        self.shapes = shapes
         self.manager = tf.train.CheckpointManager(
-            self.checkpoint, str(directory), max_to_keep=keep, checkpoint_name="ckpt"
+            checkpoint, str(directory), max_to_keep=keep, checkpoint_name="ckpt"
         )
 
     def save(self, step):
@@ -119,7 +121,7 @@ class Checkpoints:
             except BrokenCheckpoint as error:
                 broken.append(str(error))
                 continue
-            self.checkpoint.restore(prefix).assert_consumed()
+            self._restore(prefix)
             self.last_good = step
             return step, broken
         if broken:
@@ -135,7 +137,7 @@ class Checkpoints:
             found = reader.get_variable_to_shape_map()
         problems = [
             f"{key.removesuffix(VALUE)}: expected {shape}, received {found.get(key)}"
-            for key, shape in self.shapes.items()
+            for key, shape in (self.shapes or {}).items()
             if found.get(key) != shape
         ]
         if problems:
@@ -143,8 +145,21 @@ class Checkpoints:
             shown = "\n  ".join(problems[:10])
             raise ValueError(f"{prefix} is a checkpoint of another model:\n  {shown}{more}")
         with _reading(prefix):
-            for key in self.shapes:
+            for key in found:
                 reader.get_tensor(key)
+
+    def _restore(self, prefix):
+        try:
+            status = self.checkpoint.restore(prefix)
+            if self.shapes is not None:
+                status.assert_consumed()
+            else:
+                status.assert_existing_objects_matched()
+                status.expect_partial()  # no warning at exit where there was no training
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{prefix} is a checkpoint of another model: {_first_line(error)}"
+            ) from error
 
 
 def steps_in(folder):
@@ -173,16 +188,6 @@ def read_model_weights(prefix):
             _unescape(key.removeprefix(start).removesuffix(VALUE)): reader.get_tensor(key)
             for key in keys
         }
-
-
-def save_weights(model, path):
-    """Writes a `.weights.h5` file that appears whole or not at all."""
-    scratch = pathlib.Path(path).with_name(f".{path.name}")
-    try:
-        model.save_weights(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _escape(path):

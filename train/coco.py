@@ -61,9 +61,9 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"{NAME}: {error}")
     with ending_clearly(NAME, args.workdir, extras="train,detection"):
-        from train.detection import run as coco_runner
+        from train.detection.run import train
 
-        coco_runner.train(
+        train(
             recipe,
             args.workdir,
             data_dir=args.data_dir,

@@ -86,7 +86,7 @@ def ending_clearly(name, workdir, extras="train"):
     try:
         import tensorflow as tf
 
-        from train.classification.engine import RunStopped
+        from train.loop import RunStopped
     except ModuleNotFoundError as error:
         sys.exit(f"{name}: {error}. {install}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))

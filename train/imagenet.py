@@ -1,4 +1,4 @@
-"""Trains an image classifier: flags in, `train` does the rest.
+"""Trains any image classifier, the digits included: flags in, `train` does the rest.
 
 python -m train.imagenet --config digits_resnet20 --workdir runs/digits
 python -m train.imagenet --config cifar10_resnet20 --data-dir DIR --workdir runs/cifar10 \
@@ -50,9 +50,9 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"{NAME}: {error}")
     with ending_clearly(NAME, args.workdir):
-        from train.classification import run as runner
+        from train.classification.run import train
 
-        runner.train(
+        train(
             recipe,
             args.workdir,
             data_dir=args.data_dir,

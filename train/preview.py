@@ -3,6 +3,7 @@
 python -m train.preview --config cifar10_resnet20 --data-dir DIR --output augmented.png
 """
 
+import dataclasses
 import os
 import sys
 
@@ -22,8 +23,6 @@ def draw(recipe, data, path, *, rows=4, columns=8):
         rows: of the grid.
         columns: of the grid.
     """
-    import dataclasses
-
     from matplotlib.figure import Figure
 
     import dgnet_keras as dg

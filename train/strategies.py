@@ -38,11 +38,16 @@ def make_strategy(name):
         )
     if name == "tpu":
         return _tpu_strategy()
-    gpus = tf.config.list_logical_devices("GPU")
     if name == "one_device":
-        return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
-    devices = gpus or tf.config.list_logical_devices("CPU")
+        return one_device()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def one_device():
+    """The strategy of the first GPU, or of the CPU."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
 
 
 def _workers():
@@ -113,13 +118,6 @@ def is_chief(strategy):
     return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
-def own_folder(workdir, strategy):
-    """The workdir, or for a worker that is not the chief, which must write too, a folder in it."""
-    if is_chief(strategy):
-        return workdir
-    return workdir / f".worker-{strategy.cluster_resolver.task_id}"
-
-
 def averaging(strategy, variables):
     """A function that makes every replica's copy of the variables the mean over replicas.
 
@@ -128,17 +126,17 @@ def averaging(strategy, variables):
 
     Args:
         strategy: a `tf.distribute` strategy.
-        variables: Keras variables.
+        variables: TensorFlow variables.
     """
     if strategy.num_replicas_in_sync == 1:
         return lambda: None
 
     def average():
         context = tf.distribute.get_replica_context()
-        values = [tf.identity(v.value) for v in variables]
+        values = [tf.identity(v) for v in variables]
         means = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
         for variable, mean in zip(variables, means, strict=True):
-            variable.value.assign(mean)
+            variable.assign(mean)
 
     return tf.function(lambda: strategy.run(average))
 

@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there, and are checked before they are used."""
 
-import os
 import shutil
 import subprocess
 
@@ -8,28 +7,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from train_helpers import tiny_command
 
-from train import checkpoints, strategies
-from train.classification import datasets, engine
-from train.classification import run as runner
-from train.classification.recipes import get_recipe
+from train import checkpoints
 from train.imagenet import main
-
-TINY = [
-    "model_overrides.depths=[1,2]",
-    "model_overrides.widths=[8,16]",
-    "input_shape=[8,8,3]",
-    "batch_size=64",
-    "epochs=2",
-]
 
 
 def store(folder, value=0.0, *, shape=(4,), keep=3):
     """Checkpoints of one variable, and the variable."""
     variable = keras.Variable(np.full(shape, value, "float32"), name="layer.a")
     step = tf.Variable(0, dtype=tf.int64)
-    group = {"model": [variable]}
-    return variable, checkpoints.Checkpoints(folder, folder, group, {"n": step}, keep)
+    contents = checkpoints.of_variables({"model": [variable]}, {"n": step})
+    return variable, checkpoints.Checkpoints(folder, folder, *contents, keep)
 
 
 @pytest.fixture
@@ -94,16 +83,6 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_changes(three):
     np.testing.assert_array_equal(variable, np.full(5, 7))
 
 
-def test_a_text_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    checkpoints.write_atomically(path, "old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
-        checkpoints.write_atomically(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
-    assert path.read_text() == "old"
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""
@@ -134,70 +113,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk):
 
 @pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_sentence(small_disk):
-    arguments = ["--config", "digits_resnet20", "--workdir", str(small_disk / "run")]
-    for item in (*TINY, "model_overrides.widths=[32,64]"):
-        arguments += ["--set", item]
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        main(tiny_command(small_disk / "run", "model_overrides.widths=[32,64]"))
     message = str(stopped.value)
     assert "could not be written" in message or "No space left" in message
     for step in checkpoints.steps_in(small_disk / "run" / "checkpoints"):
         tf.train.load_checkpoint(str(small_disk / "run" / "checkpoints" / f"ckpt-{step}"))
     assert not (small_disk / "run" / "results.json").exists()
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run that was stopped after an epoch, and its model."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    recipe = get_recipe("digits_resnet20", TINY)
-    run = engine.Run(recipe, datasets.load_data(recipe), strategies.make_strategy("one_device"))
-    with engine.orbit_log(workdir / "log"):
-        run.open(workdir)
-        next(run.train_epochs())
-    return workdir, run.model
-
-
-@pytest.mark.parametrize("source", ["checkpoints/ckpt-22", ".", "best.weights.h5"])
-def test_a_run_starts_from_a_checkpoint_of_another(trained, source):
-    workdir, model = trained
-    recipe = get_recipe("digits_resnet20", [*TINY, "seed=1"])
-    other = engine.create_model(recipe, 10)
-    loaded = runner.load_initial_weights(other, workdir / source)
-    assert len(loaded) == len(model.weights)
-    for a, b in zip(model.weights, other.weights, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=a.path)
-
-
-def test_another_head_starts_from_the_backbone(trained):
-    workdir, model = trained
-    other = engine.create_model(get_recipe("digits_resnet20", TINY), 7)
-    head = other.get_layer("logits").kernel.numpy()
-    with pytest.warns(UserWarning, match="10 classes, the model 7: the backbone was loaded"):
-        runner.load_initial_weights(other, workdir / "checkpoints" / "ckpt-22")
-    np.testing.assert_array_equal(other.get_layer("logits").kernel, head)
-    for a, b in zip(model.backbone.weights, other.backbone.weights, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=a.path)
-
-
-def test_a_checkpoint_of_another_network_does_not_start_a_run(trained):
-    workdir, _ = trained
-    wider = get_recipe("digits_resnet20", [*TINY, "model_overrides.widths=[8,24]"])
-    other = engine.create_model(wider, 10)
-    before = [v.numpy() for v in other.weights]
-    with pytest.raises(ValueError, match=r"expected \(3, 3, 8, 24\), received \(3, 3, 8, 16\)"):
-        runner.load_initial_weights(other, workdir / "checkpoints" / "ckpt-22")
-    for variable, value in zip(other.weights, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
-
-
-def test_an_evaluation_that_was_missed_is_made_up_for(trained):
-    """Killed between checkpoint and evaluation: the row of the epoch appears after all."""
-    workdir, _ = trained
-    (workdir / "history.json").unlink()
-    recipe = get_recipe("digits_resnet20", TINY)
-    run = engine.Run(recipe, datasets.load_data(recipe), strategies.make_strategy("one_device"))
-    with engine.orbit_log(workdir / "log"):
-        run.open(workdir)
-        row = next(run.train_epochs())
-    assert (row["epoch"], row["step"], row["examples"]) == (1, 22, 360)

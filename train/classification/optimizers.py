@@ -13,7 +13,7 @@ def is_decayed(variable):
 def create_optimizer(recipe, steps_per_epoch, variables):
     """A built optimizer: linear warm-up, then cosine decay to 0.
 
-    The weight decay of SGD is not in it: the engine adds L2 to the gradients, after clipping.
+    The weight decay of SGD is not in it: `task.Trainer` adds L2 to the gradients, after clipping.
 
     Args:
         recipe: a `Recipe`.

@@ -13,9 +13,9 @@ from rich.table import Table
 import dgnet_keras as dg
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_adjacency_by_class
-from train.checkpoints import write_atomically
 from train.classification import input_pipeline
-from train.classification.engine import weights_sha256
+from train.weights import weights_sha256
+from train.workdir import atomic_file, read_json, write_json
 
 NUM_SAMPLES = 5
 CANDIDATES = 25
@@ -26,7 +26,8 @@ def write_results(run, workdir):
     """Writes model, export, figures and, last, `results.json`; returns what is in that file."""
     model, metrics = run.model, run.history[-1]
     best = max(run.history, key=lambda row: row["accuracy"])
-    _save_model(model, workdir / "model.keras")
+    with atomic_file(workdir / "model.keras") as scratch:
+        model.save(scratch)
     if model.adjacency_outputs:
         plot_test_adjacency(run, workdir / "adjacency.png")
     split = "validation" if run.recipe.validation else "test"
@@ -50,7 +51,7 @@ def write_results(run, workdir):
     if "router_health" in metrics:
         results["router_health"] = list(metrics["router_health"].values())
     if not (workdir / "export" / "1").exists():
-        config = json.loads((workdir / "config.json").read_text())
+        config = read_json(workdir / "config.json")
         export.write_saved_model(
             model,
             workdir / "export",
@@ -58,14 +59,8 @@ def write_results(run, workdir):
             labels=list(run.data.class_names),
             training=export.training_record(config, results),
         )
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(workdir / "results.json", results)
     return results
-
-
-def _save_model(model, path):
-    scratch = path.with_name("." + path.name)
-    model.save(scratch)
-    os.replace(scratch, path)
 
 
 def plot_test_adjacency(run, path):
@@ -107,10 +102,14 @@ def plot_history(history, path, split="test"):
     figure.savefig(path, dpi=130)
 
 
-def predict_samples(run, workdir):
+def predict_samples(data, workdir):
     """Predicts a few held-out images with the SavedModel, in a process without Keras.
 
     The images are left in `samples/`, to try other tools on.
+
+    Args:
+        data: `ImageData`.
+        workdir: of a run that has left its export.
 
     Returns:
         List of dicts: `file`, `true`, `label` (predicted), `probability`.
@@ -118,11 +117,11 @@ def predict_samples(run, workdir):
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
     names, files = [], []
-    split = run.data.test.sample(CANDIDATES)
+    split = data.test.sample(CANDIDATES)
     content = _decodable(split)
     chosen = list(content)[:: max(1, len(content) // NUM_SAMPLES)][:NUM_SAMPLES]
     for k, i in enumerate(chosen):
-        names.append(run.data.class_names[split.labels[i]])
+        names.append(data.class_names[split.labels[i]])
         suffix = ".png" if split.paths is None else pathlib.Path(split.paths[i]).suffix
         files.append(folder / f"{k}_{names[-1].replace('/', '_')}{suffix}")
         files[-1].write_bytes(content[i])
@@ -163,22 +162,4 @@ def samples_table(rows):
         table.add_column(column)
     for row in rows:
         table.add_row(row["file"], row["true"], row["label"], f"{row['probability']:.3f}")
-    return table
-
-
-def results_table(results, workdir):
-    """A table of `results.json`."""
-    table = Table(title=f"Run in {workdir}", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in results.items():
-        if name == "skipped_images":
-            value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
-        elif name == "router_health":
-            value = "\n".join(value) or "good"
-        elif isinstance(value, float):
-            value = f"{value:,.4f}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
-        table.add_row(name, value)
     return table

@@ -1,21 +1,21 @@
 """A recipe from its data to `results.json`: what `python -m train.imagenet` runs."""
 
 import contextlib
-import json
-import pathlib
-import signal
-import sys
 
-from rich import progress
-from rich.console import Console
+import keras
+import numpy as np
+import orbit
+import tensorflow as tf
 
-import dgnet_keras as dg
-from dgnet_keras import convert
-from train import checkpoints
-from train.classification import datasets, engine, report
-from train.strategies import is_chief, make_strategy, own_folder
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from train.checkpoints import of_variables
+from train.classification import datasets, input_pipeline, report, task
+from train.classification.model import create_model, trained_variables
+from train.classification.optimizers import create_optimizer
+from train.loop import Run
+from train.session import Session
+from train.strategies import averaging, is_chief, moved
+from train.weights import BEST_WEIGHTS, load_initial_weights, save_weights
+from train.workdir import read_json, write_json
 
 
 def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=None):
@@ -25,9 +25,9 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         recipe: a `train.classification.recipes.Recipe`.
         workdir: folder of the run; a run that was stopped goes on from its newest checkpoint,
             a finished one is reported again. Several hosts must share it.
-        data_dir: where the data lies, see `train.datasets.load_data`.
+        data_dir: where the data lies, see `train.classification.datasets.load_data`.
         strategy: see `train.strategies.make_strategy`.
-        init_from: weights to start from, or None; see `load_initial_weights`.
+        init_from: weights to start from, or None; see `train.weights.load_initial_weights`.
 
     Returns:
         Dict, the content of `results.json`; empty in workers that are not the chief.
@@ -37,180 +37,213 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         FileNotFoundError: if the data folder or the weights are missing.
         FloatingPointError: if training diverges.
         OSError: if something cannot be written; what was saved before is whole.
-        engine.RunStopped: after SIGTERM or SIGINT; the run's state is saved.
+        train.loop.RunStopped: after SIGTERM or SIGINT; the run's state is saved.
     """
-    if not str(workdir):
-        raise ValueError("--workdir must be the name of a folder. Received: ''")
-    workdir = pathlib.Path(workdir)
-    strategy = make_strategy(strategy)
-    # Bound to the terminal now: Orbit's output is redirected below. Only the chief speaks.
-    console = Console(file=sys.stdout, quiet=not is_chief(strategy))
+    session = Session(workdir, strategy)
     data = datasets.load_data(recipe, data_dir)
-    config = {
-        **json.loads(recipe.to_json()),
-        "init_from": None if init_from is None else str(init_from),
-        "data": {
+    results = session.finished(
+        recipe,
+        init_from=init_from,
+        data={
             "class_names": list(data.class_names),
             "train_images": len(data.train),
             "test_images": len(data.test),
         },
-    }
-    check_workdir(config, workdir)
-    if (workdir / "results.json").exists():
-        results = json.loads((workdir / "results.json").read_text())
-        console.print(report.results_table(results, workdir))
-        return results
-    engine.configure(recipe)
-    run = engine.Run(recipe, data, strategy)
-    resumes = bool(checkpoints.steps_in(workdir / "checkpoints"))
-    if init_from is not None and not resumes:  # before the workdir is claimed
-        with strategy.scope():
-            load_initial_weights(run.model, init_from)
-    own = own_folder(workdir, strategy)
-    own.mkdir(parents=True, exist_ok=True)
-    if is_chief(strategy):
-        text = json.dumps(config, indent=2) + "\n"
-        checkpoints.write_atomically(workdir / "config.json", text)
-    with (
-        engine.orbit_log(own / "train.log"),
-        epoch_progress(console) as on_loop,
-        stop_signals(run, console),
-    ):
-        run.open(workdir, on_loop)
-        for warning in run.warnings:
-            console.print(warning, style="yellow")
-        on_loop(run.step, run.total_steps)
-        split, said = "validation" if recipe.validation else "test", set()
-        for row in run.train_epochs():
-            console.print(
-                f"epoch {row['epoch']}/{recipe.epochs}: {split} loss {row['loss']:.4f}, "
-                f"{split} accuracy {row['accuracy']:.4f}"
-            )
-            for kind, message in row.get("router_health", {}).items():
-                # After one epoch routers may still be where they started.
-                if kind not in said and row["epoch"] > 1:
-                    said.add(kind)
-                    console.print(message, style="yellow")
-    run.finish()
-    if not is_chief(strategy):
-        return {}
-    results = report.write_results(run, workdir)
-    console.print(report.samples_table(report.predict_samples(run, workdir)))
-    console.print(report.results_table(results, workdir))
+    )
+    if results is None:
+        configure(recipe)
+        run = ClassificationRun(recipe, data, session.strategy, init_from)
+        run.restore(session.workdir)  # before the workdir is claimed
+        with session.training(run) as rows:
+            _tell(rows, recipe, session.console)
+        run.finish()
+        if not session.is_chief:
+            return {}
+        results = report.write_results(run, session.workdir)
+        samples = report.predict_samples(data, session.workdir)
+        session.console.print(report.samples_table(samples))
+    session.show(results)
     return results
 
 
-def load_initial_weights(model, path):
-    """Loads weights to start from, all or nothing.
+def _tell(rows, recipe, console):
+    """Prints a line an epoch, and what is wrong with the routers, once for each kind."""
+    split, said = "validation" if recipe.validation else "test", set()
+    for row in rows:
+        console.print(
+            f"epoch {row['epoch']}/{recipe.epochs}: {split} loss {row['loss']:.4f}, "
+            f"{split} accuracy {row['accuracy']:.4f}"
+        )
+        for kind, message in row.get("router_health", {}).items():
+            # After one epoch routers may still be where they started.
+            if kind not in said and row["epoch"] > 1:
+                said.add(kind)
+                console.print(message, style="yellow")
 
-    Args:
-        model: a classifier.
-        path: a file of `dgnet_keras.convert.load_weights` (timm's included), a checkpoint of a
-            run such as `runs/a/checkpoints/ckpt-100`, or a run's folder, whose finished model,
-            or else best weights, are taken. With another number of classes the backbone alone is
-            loaded.
 
-    Returns:
-        List of the paths of the weights loaded.
+def configure(recipe):
+    """Seeds what is seeded globally; makes operations repeatable, or compiled, as the recipe says.
 
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
+    XLA is used on GPUs only (TPUs have nothing else): on a CPU it made a training step 3 to 4
+    times slower.
     """
-    path = pathlib.Path(path)
-    if not path.exists() and not path.with_name(path.name + ".index").exists():
-        raise FileNotFoundError(f"No weights file at {path}.{_checkpoints_beside(path)}")
-    if path.is_dir():
-        found = [path / name for name in ("model.keras", engine.BEST_WEIGHTS)]
-        found = [file for file in found if file.exists()]
-        if not found:
-            raise FileNotFoundError(
-                f"The folder {path} has neither model.keras nor {engine.BEST_WEIGHTS}. Expected "
-                "the folder of a run, one of its checkpoints/ckpt-<step>, or a weights file"
-            )
-        return dg.convert.load_weights(model, found[0])
-    if path.with_name(path.name + ".index").exists():
-        values = checkpoints.read_model_weights(path)
-        classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None
-        return convert.assign_with_head(model, values, path, classes)
-    return dg.convert.load_weights(model, path)
+    keras.utils.set_random_seed(recipe.seed)
+    if recipe.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if recipe.xla and tf.config.list_physical_devices("GPU"):
+        tf.config.optimizer.set_jit("autoclustering")
 
 
-def _checkpoints_beside(path):
-    """`" Checkpoints there: ..."`, for a message, or an empty string."""
-    found = sorted(file.stem for file in path.parent.glob("ckpt-*.index"))
-    return f" Checkpoints there: {', '.join(found)}" if found else ""
-
-
-@contextlib.contextmanager
-def stop_signals(run, console):
-    """SIGTERM, or Ctrl-C, stops the run after the loop at hand, once its state is saved."""
-
-    def stop(number, frame):
-        if run.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        run.stop_requested = True
-        console.print(f"{signal.Signals(number).name}: saving, then stopping")
-
-    try:
-        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    except ValueError:  # not in the main thread, as in a notebook's worker: nothing to handle
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def check_workdir(config, workdir):
-    """Makes sure that the workdir is new or holds a run of this recipe on this data.
-
-    Raises:
-        ValueError: if it holds another run (the message names the keys that differ), or its name
-            has a character that TensorFlow takes for a pattern when it looks for checkpoints.
-    """
-    if set("*?[]") & set(str(workdir.absolute())):
-        raise ValueError(f"--workdir must not contain any of * ? [ ]. Received: {workdir}")
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir must be a folder. Received: the file {workdir}")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        there, here = json.loads(path.read_text()), config
-    except ValueError as error:
-        raise ValueError(f"{path} is not the JSON of a run's recipe: {error}") from error
-    differences = [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
-    ]
-    if differences:
+def check_channels(recipe, data):
+    """Raises `ValueError` unless the images have the channels that the model takes."""
+    channels = recipe.input_shape[-1]
+    images = getattr(data.train, "images", None)
+    if images is not None and images.shape[-1] != channels:
         raise ValueError(
-            f"{workdir} holds a run of another recipe or other data; choose another --workdir "
-            f"(--init-from {workdir} starts from its weights), or the same settings. "
-            f"They differ in {'; '.join(differences)}"
+            f"`input_shape` must have the images' {images.shape[-1]} channels. "
+            f"Received: input_shape={recipe.input_shape}"
+        )
+    if images is None and channels not in (1, 3):
+        raise ValueError(
+            f"Image files are read with 1 or 3 channels. Received: input_shape={recipe.input_shape}"
+        )
+    if recipe.rand_augment_layers and channels != 3:
+        raise ValueError(
+            f"RandAugment needs 3 channels. Received: input_shape={recipe.input_shape}"
         )
 
 
-@contextlib.contextmanager
-def epoch_progress(console):
-    """A progress bar over the steps of a run.
+class ClassificationRun(Run):
+    """A `Recipe` on `ImageData`: adds phases of freezing, averaged weights, the best weights.
 
-    Yields:
-        Function of (step, total steps or None) that moves the bar.
+    Raises:
+        ValueError: also if the data does not fill a batch or has other channels than the model
+            takes, or the recipe does not make a model.
     """
-    columns = (
-        progress.TextColumn("training"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("steps"),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left:"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, redirect_stdout=False) as bar:
-        task = bar.add_task("training")
-        yield lambda step, total=None: bar.update(task, completed=step, total=total)
+
+    def __init__(self, recipe, data, strategy, init_from=None):
+        super().__init__(recipe, data, strategy, init_from, recipe.accumulation_steps)
+        check_channels(recipe, data)
+        self.steps_per_epoch = input_pipeline.steps_per_epoch(data.train, recipe)
+        self.checkpoint_epochs = recipe.checkpoint_epochs
+        self.checkpoint_steps = recipe.checkpoint_steps
+        self.skipped = input_pipeline.SkippedImages()
+        with strategy.scope():
+            self.model = create_model(recipe, len(data.class_names))
+            self.variables = list(self.model.trainable_variables)
+            self.optimizer = create_optimizer(recipe, self.steps_per_epoch, self.variables)
+            self.global_step = orbit.utils.create_global_step()
+            self.evaluator = task.Evaluator(self.model, recipe, strategy, self._test_dataset())
+        statistics = [v for v in self.model.non_trainable_variables if v.name.startswith("moving_")]
+        self.average_statistics = averaging(strategy, [v.value for v in statistics])
+        self._frozen = None
+
+    @property
+    def weights_by_name(self):
+        """Dict of path to Keras variable."""
+        return {variable.path: variable for variable in self.model.weights}
+
+    def _saved(self):
+        return of_variables(
+            {"model": self.model.weights, "optimizer": self.optimizer.variables},
+            {"step": self.global_step, "train_seconds": self.train_seconds},
+        )
+
+    def _start(self):
+        if self.init_from is not None:
+            load_initial_weights(self.model, self.init_from)
+
+    def restore(self, workdir):
+        """As of `Run`; also the names of images that could not be read before."""
+        super().restore(workdir)
+        self._skipped_file = self.own / "skipped_images.json"
+        self.skipped.names |= set(read_json(self._skipped_file, []))
+
+    def _trainer(self, epoch):
+        """A new training step where what is frozen changes."""
+        frozen = {
+            "freeze_backbone": epoch < self.recipe.freeze_backbone_epochs,
+            "freeze_routers": epoch < self.recipe.freeze_routers_epochs,
+        }
+        if frozen != self._frozen:
+            self._frozen = frozen
+            self._phase = task.Trainer(
+                self.model,
+                trained_variables(self.model, **frozen),
+                self.optimizer,
+                self.recipe,
+                self.strategy,
+                self._train_dataset(self.step),
+                self.global_step,
+            )
+        return self._phase
+
+    def _mean_of_loops(self, loops):
+        """Mean loss, accuracy and images/s of the loops of an epoch, weighted by their examples."""
+        weights = [loop["examples"] for loop in loops]
+        seconds = sum(loop["examples"] / loop["images_per_second"] for loop in loops)
+        return {
+            **{
+                key: float(np.average([loop[key] for loop in loops], weights=weights))
+                for key in ("loss", "accuracy")
+            },
+            "images_per_second": sum(weights) / seconds,
+            "learning_rate": loops[-1]["learning_rate"],
+        }
+
+    def evaluate(self):
+        """Metrics of the test split (see `task.Evaluator`), as floats."""
+        with self._averaged():
+            return super().evaluate()
+
+    def _evaluate_epoch(self):
+        """Keeps the best weights, and the names of images that could not be read."""
+        with self._averaged():
+            figures = super().evaluate()
+            best = max((row["accuracy"] for row in self.history), default=-1.0)
+            if is_chief(self.strategy) and figures["accuracy"] > best:
+                save_weights(self.model, self.own / BEST_WEIGHTS)
+        if self.recipe.wiring == "dynamic":
+            figures["router_health"] = {f.kind: f.message for f in self.evaluator.findings}
+        write_json(self._skipped_file, sorted(self.skipped.names), indent=None)
+        return figures
+
+    def _averaged(self):
+        """A context in which the weights are their moving averages, if the recipe has those."""
+        if not self.recipe.ema_momentum:
+            return contextlib.nullcontext()
+        return moved(self.strategy, self.variables, self._use_averages)
+
+    def _use_averages(self):
+        self.optimizer.finalize_variable_values(self.variables)
+
+    def finish(self):
+        """Leaves the model with the weights that were evaluated, every layer trainable again."""
+        if self.recipe.ema_momentum and self.step:
+            with self.strategy.scope():
+                self._use_averages()
+        trained_variables(self.model, freeze_backbone=False, freeze_routers=False)
+
+    def _train_dataset(self, start_step):
+        return self.strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.train_batches(
+                self.data.train,
+                self.model.preprocessing,
+                self.recipe,
+                num_classes=len(self.data.class_names),
+                start_step=start_step,
+                context=context,
+                skipped=self.skipped,
+            )
+        )
+
+    def _test_dataset(self):
+        return self.strategy.distribute_datasets_from_function(
+            lambda context: input_pipeline.test_batches(
+                self.data.test,
+                self.model.preprocessing,
+                self.recipe.batch_size,
+                context=context,
+                skipped=self.skipped,
+            )
+        )

@@ -8,7 +8,6 @@ import orbit
 import tensorflow as tf
 
 from dgnet_keras import connectivity
-from dgnet_keras.convert import is_wiring_weight
 from train.classification.optimizers import is_decayed
 
 
@@ -186,50 +185,47 @@ class Evaluator(orbit.StandardEvaluator):
 
     def eval_begin(self):
         """Starts new sums."""
-        return {"sums": None, "paths": set()}
+        return {"sums": {}, "paths": set()}
 
     def eval_step(self, iterator):
-        """Sums over one global batch, and a number for the path of each of its images."""
-        sums, paths, weight = self.strategy.run(self._evaluate, args=(next(iterator),))
-        reduced = tf.nest.map_structure(
-            lambda v: self.strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums
-        )
-        if not self.stages:
-            return {"sums": reduced}
-        gathered = [self.strategy.gather(v, axis=0) for v in (paths, weight)]
-        return {"sums": reduced, "paths": tf.boolean_mask(gathered[0], gathered[1] > 0)}
+        """Sums over one global batch; the weight of each image, and its adjacency by stage."""
+        sums, weight, adjacency = self.strategy.run(self._evaluate, args=(next(iterator),))
+        add = tf.distribute.ReduceOp.SUM
+        return {
+            "sums": {k: self.strategy.reduce(add, v, axis=None) for k, v in sums.items()},
+            "weight": self.strategy.gather(weight, axis=0),
+            "adjacency": {k: self.strategy.gather(v, axis=0) for k, v in adjacency.items()},
+        }
+
+    def _evaluate(self, batch):
+        adjacency = self.model(batch["image"], training=False)
+        logits = adjacency.pop("logits")
+        losses = losses_of(logits, batch, self.recipe.label_smoothing)
+        return _sums(losses * batch["weight"], logits, batch), batch["weight"], adjacency
+
+    def eval_reduce(self, state, step_outputs):
+        """Adds a step's sums (float64, on the host) and paths."""
+        kept = step_outputs["weight"].numpy() > 0
+        edges = {k: v.numpy()[kept].astype("float64") for k, v in step_outputs["adjacency"].items()}
+        sums = {k: v.numpy().astype("float64") for k, v in step_outputs["sums"].items()}
+        for stage, weights in edges.items():
+            sums[f"mean/{stage}"] = weights.sum(axis=0)
+            sums[f"square/{stage}"] = np.square(weights).sum(axis=0)
+            sums[f"open/{stage}"] = (weights > 0).sum(axis=0)
+            sums[f"used/{stage}"] = connectivity.used_nodes(weights > 0).sum(axis=0)
+        paths = np.packbits(connectivity.flat_edges(edges) > 0, axis=1) if edges else ()
+        return {
+            "sums": {name: value + state["sums"].get(name, 0) for name, value in sums.items()},
+            "paths": state["paths"].union(path.tobytes() for path in paths),
+        }
 
     def _edge_statistics(self, sums):
         def means(name):
             return {stage: sums[f"{name}/{stage}"] / sums["weight"] for stage in self.stages}
 
-        mean, square = means("weight"), means("square")
+        mean, square = means("mean"), means("square")
         std = {s: np.sqrt(np.maximum(square[s] - mean[s] ** 2, 0)) for s in self.stages}
         return connectivity.EdgeStatistics(means("open"), mean, std, means("used"))
-
-    def _evaluate(self, batch):
-        outputs = self.model(batch["image"], training=False)
-        losses = losses_of(outputs["logits"], batch, self.recipe.label_smoothing)
-        sums = _sums(losses * batch["weight"], outputs["logits"], batch)
-        weight = batch["weight"]
-        paths = tf.zeros_like(batch["label"])
-        for k, stage in enumerate(self.stages):
-            adjacency = outputs[stage]
-            opened = tf.cast(adjacency > 0, tf.float32)
-            sums[f"weight/{stage}"] = tf.einsum("b,bji->ji", weight, adjacency)
-            sums[f"square/{stage}"] = tf.einsum("b,bji->ji", weight, tf.square(adjacency))
-            sums[f"open/{stage}"] = tf.einsum("b,bji->ji", weight, opened)
-            sums[f"used/{stage}"] = tf.einsum("b,bj->j", weight, _used_nodes(opened))
-            paths += _path_numbers(opened, seed=k)
-        return sums, paths, weight
-
-    def eval_reduce(self, state, step_outputs):
-        """Adds a step's sums (float64, on the host) and paths."""
-        sums = {k: v.numpy().astype("float64") for k, v in step_outputs["sums"].items()}
-        if state["sums"] is not None:
-            sums = {k: v + state["sums"][k] for k, v in sums.items()}
-        new = set(step_outputs["paths"].numpy().tolist()) if self.stages else set()
-        return {"sums": sums, "paths": state["paths"] | new}
 
     def eval_end(self, state):
         """Means over the test split, as floats; mean adjacency goes to TensorBoard as images.
@@ -263,61 +259,3 @@ class Evaluator(orbit.StandardEvaluator):
             if self.recipe.wiring == "dynamic":
                 self.findings = connectivity.router_health(statistics)
         return {name: float(value) for name, value in metrics.items()}
-
-
-def _used_nodes(opened):
-    """`connectivity.used_nodes` of open edges, float32 (batch, N + 1, N + 1), in a graph."""
-    size = opened.shape[-1]
-    first = tf.one_hot(tf.zeros(tf.shape(opened)[0], tf.int32), size)
-    last = tf.one_hot(tf.fill(tf.shape(opened)[:1], size - 1), size)
-    from_first, to_output = first, last
-    for _ in range(size - 1):  # no path is longer
-        from_first = tf.maximum(first, tf.minimum(tf.einsum("bj,bji->bi", from_first, opened), 1))
-        to_output = tf.maximum(last, tf.minimum(tf.einsum("bi,bji->bj", to_output, opened), 1))
-    return from_first * to_output
-
-
-def _path_numbers(opened, seed):
-    """A number for the set of open edges of each image: equal sets, equal numbers.
-
-    Args:
-        opened: float32 (batch, N + 1, N + 1), 1 where the edge is open.
-        seed: int, of the random numbers that edges stand for (sums of different sets coincide
-            with a probability of about 2^-64).
-
-    Returns:
-        int64 (batch,).
-    """
-    size = opened.shape[1] * opened.shape[2]
-    numbers = np.random.default_rng(seed).integers(-(2**63), 2**63, size, dtype="int64")
-    flat = tf.cast(tf.reshape(opened, (-1, size)), tf.int64)
-    return tf.reduce_sum(flat * numbers, axis=1)
-
-
-def trained_variables(model, *, freeze_backbone, freeze_routers):
-    """The variables that are trained, and batch normalisation set to match.
-
-    Args:
-        model: a classifier, none of whose layers is frozen otherwise.
-        freeze_backbone: whether nodes and stem keep their weights; their batch normalisation then
-            uses and keeps its moving statistics.
-        freeze_routers: whether routers, edge logits and thresholds keep theirs.
-
-    Returns:
-        List of Keras variables, in the order of `model.trainable_variables`.
-    """
-    for layer in norms(model):
-        layer.trainable = True
-    wiring = {v.path for v in model.trainable_variables if is_wiring_weight(v.path)}
-    backbone = {v.path for v in model.backbone.trainable_variables} - wiring
-    frozen = (backbone if freeze_backbone else set()) | (wiring if freeze_routers else set())
-    chosen = [v for v in model.trainable_variables if v.path not in frozen]
-    for layer in norms(model):
-        layer.trainable = not freeze_backbone
-    return chosen
-
-
-def norms(model):
-    """The model's batch normalisation layers."""
-    layers = model._flatten_layers()
-    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -13,7 +13,7 @@ from official.vision.serving import export_saved_model_lib
 
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_detections
-from train.detection import annotations as coco_data
+from train.detection import annotations
 
 
 class _Detector(serving.DetectionModule):
@@ -46,7 +46,7 @@ def export_detector(run, directory, version=1):
     `num_detections`.
 
     Args:
-        run: a `coco_runner.Run`.
+        run: a `train.detection.run.DetectionRun`.
         directory: folder of versions.
         version: positive int.
 
@@ -79,7 +79,7 @@ def predict(run, images):
     """The detector's answers for images as they are, one by one.
 
     Args:
-        run: a `coco_runner.Run`.
+        run: a `train.detection.run.DetectionRun`.
         images: iterable of uint8 arrays (height, width, 3).
 
     Yields:
@@ -114,7 +114,7 @@ def draw_predictions(run, folder, count):
     split = run.data.validation
     folder.mkdir(exist_ok=True)
     entries = split.images[:count]
-    images = (coco_data.read_image(split.images_dir / entry["file_name"]) for entry in entries)
+    images = (annotations.read_image(split.images_dir / entry["file_name"]) for entry in entries)
     images, drawn = itertools.tee(images)  # one at a time in memory
     for entry, image, found in zip(entries, drawn, predict(run, images), strict=True):
         picture = plot_detections(

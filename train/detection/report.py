@@ -1,15 +1,10 @@
 """What a finished detection run leaves in its workdir, and what it shows."""
 
-import json
-
 import numpy as np
 
 import dgnet_keras as dg
-from train.checkpoints import write_atomically
-from train.classification.engine import variables_sha256
-from train.classification.report import results_table
-
-__all__ = ["plot_history", "results_table", "write_results"]
+from train.weights import variables_sha256
+from train.workdir import write_json
 
 
 def write_results(run, workdir):
@@ -27,12 +22,9 @@ def write_results(run, workdir):
         "backbone_parameters": counted["parameters"],
         "backbone_macs": counted["macs"],
         "seconds": round(float(run.train_seconds.numpy()), 1),
-        # Keras 2 does not keep names apart: the place in the model does.
-        "weights_sha256": variables_sha256(
-            {f"{k:05} {v.name}": v for k, v in enumerate(run.model.weights)}
-        ),
+        "weights_sha256": variables_sha256(run.weights_by_name),
     }
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_json(workdir / "results.json", results)
     return results
 
 

@@ -29,23 +29,24 @@ def main(strategy_name, devices, workdir, *overrides):
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices)
         )
-    from train import strategies
-    from train.classification import datasets, engine
-    from train.classification import recipes as configs
+    from train.classification import datasets
+    from train.classification.recipes import get_recipe
+    from train.classification.run import ClassificationRun, configure
+    from train.loop import orbit_log
+    from train.strategies import make_strategy
 
-    recipe = configs.get_recipe("digits_resnet20", [*TINY, *overrides])
-    strategy = strategies.make_strategy(strategy_name)
-    engine.configure(recipe)
-    run = engine.Run(recipe, datasets.load_data(recipe), strategy)
-    folder = strategies.own_folder(pathlib.Path(workdir), strategy)
-    folder.mkdir(parents=True, exist_ok=True)
-    with engine.orbit_log(folder / "train.log"):
-        run.open(pathlib.Path(workdir))
+    recipe = get_recipe("digits_resnet20", [*TINY, *overrides])
+    strategy = make_strategy(strategy_name)
+    configure(recipe)
+    run = ClassificationRun(recipe, datasets.load_data(recipe), strategy)
+    run.restore(pathlib.Path(workdir))
+    run.own.mkdir(parents=True, exist_ok=True)
+    with orbit_log(run.own / "train.log"):
         rows = list(run.train_epochs())
     if strategy_name == "one_device":
         rows[-1]["near_threshold"] = near_threshold(run)
-    np.savez(folder / "weights.npz", **{v.path: v.numpy() for v in run.model.weights})
-    (folder / "rows.json").write_text(json.dumps(rows))
+    np.savez(run.own / "weights.npz", **{v.path: v.numpy() for v in run.model.weights})
+    (run.own / "rows.json").write_text(json.dumps(rows))
 
 
 def near_threshold(run):

@@ -11,22 +11,24 @@ import time
 
 import numpy as np
 import pytest
-from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
+from train_helpers import (
+    finish,
+    logged_steps,
+    start,
+    start_workers,
+    tiny_command,
+    wait_for_step,
+)
 
 from train import checkpoints
 
-ROOT = pathlib.Path(__file__).parents[3]
 ONE_RUN = pathlib.Path(__file__).with_name("one_run.py")
 SAME = ("synchronized_norm=true", "learning_rate=0.005")
-CLI = ["-m", "train.imagenet", "--config", "digits_resnet20"]
-for item in (
-    "model_overrides.depths=[1,2]",
-    "model_overrides.widths=[8,16]",
-    "input_shape=[8,8,3]",
-    "epochs=2",
-    "batch_size=32",
-):
-    CLI += ["--set", item]
+
+
+def cluster_command(workdir, *settings):
+    command = ["-m", "train.imagenet", "--strategy", "multi_worker"]
+    return [*command, *tiny_command(workdir, "epochs=2", *settings)]
 
 
 def load(workdir):
@@ -111,8 +113,7 @@ def test_the_other_options_work_on_replicas(tmp_path, options):
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_past_the_last_checkpoint(tmp_path):
-    arguments = [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path]
-    arguments += ["--set", "checkpoint_steps=10", "--set", "steps_per_loop=5"]
+    arguments = cluster_command(tmp_path, "checkpoint_steps=10", "steps_per_loop=5")
     workers = start_workers(arguments)
     try:
         wait_for_step(tmp_path, 15)
@@ -139,9 +140,7 @@ def test_a_killed_worker_loses_nothing_past_the_last_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_waits_says_for_whom_and_ends_on_ctrl_c(tmp_path):
-    alone, other = start_workers(
-        [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path / "run"]
-    )
+    alone, other = start_workers(cluster_command(tmp_path / "run"))
     other.kill()
     other.communicate()
     lines = iter(alone.stdout.readline, "")
@@ -158,8 +157,7 @@ def test_a_worker_that_waits_says_for_whom_and_ends_on_ctrl_c(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_worker_stops_both_at_the_same_step(tmp_path):
-    arguments = [*CLI, "--strategy", "multi_worker", "--workdir", tmp_path]
-    workers = start_workers([*arguments, "--set", "steps_per_loop=2"])
+    workers = start_workers(cluster_command(tmp_path, "steps_per_loop=2"))
     wait_for_step(tmp_path, 6)
     workers[1].send_signal(signal.SIGTERM)
     outputs = [worker.communicate(timeout=120)[0] for worker in workers]

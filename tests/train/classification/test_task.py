@@ -11,9 +11,12 @@ import dgnet_keras as dg
 from dgnet_keras import connectivity
 from dgnet_keras.convert import is_wiring_weight
 from train import strategies
-from train.classification import engine, input_pipeline, optimizers, task
+from train.classification import input_pipeline, optimizers, task
 from train.classification.datasets import ImageData, Split
+from train.classification.model import create_model, norms, trained_variables
 from train.classification.recipes import get_recipe
+from train.classification.run import ClassificationRun
+from train.loop import orbit_log
 
 RECIPE = get_recipe(
     "digits_resnet20",
@@ -42,17 +45,23 @@ def data():
 
 
 def update(recipe, data, steps=1, model=None, frozen=()):
-    """Some updates; returns the model, the optimizer and the weights before, by path."""
+    """Some updates of a model (as it is, where one is given) of a recipe.
+
+    Returns the model, the optimizer and the weights before, by path.
+    """
     strategy = strategies.make_strategy("one_device")
-    model = model or engine.create_model(recipe, 10)
+    if model is None:
+        model = create_model(recipe, 10)
+        trained = trained_variables(
+            model,
+            freeze_backbone="backbone" in frozen,
+            freeze_routers="routers" in frozen,
+        )
+    else:
+        trained = model.trainable_variables
     variables = list(model.trainable_variables)
     optimizer = optimizers.create_optimizer(recipe, 4, variables)
     batches = input_pipeline.train_batches(data.train, model.preprocessing, recipe, num_classes=10)
-    trained = task.trained_variables(
-        model,
-        freeze_backbone="backbone" in frozen,
-        freeze_routers="routers" in frozen,
-    )
     before = {v.path: v.numpy() for v in model.weights}
     step = tf.Variable(0, dtype=tf.int64)
     trainer = task.Trainer(model, trained, optimizer, recipe, strategy, batches, step)
@@ -68,24 +77,35 @@ def change(recipe, data, **options):
 
 def freeze_norms(model):
     """Normalisation that cannot see the batch, as the comparison of whole and parts needs."""
-    for layer in task.norms(model):
+    for layer in norms(model):
         layer.trainable = False
     return model
 
 
-def test_four_parts_of_32_equal_a_batch_of_128(monkeypatch):
+def test_an_update_is_that_of_keras_fit(data):
+    """One update equals one step of `model.fit` on the same batch and loss."""
+    model, twin = (create_model(RECIPE, 10) for _ in range(2))
+    update(RECIPE, data, model=model)
+    batches = input_pipeline.train_batches(data.train, model.preprocessing, RECIPE)
+    batch = next(iter(batches))
+    twin.compile(
+        keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    twin.train_on_batch(batch["image"], batch["label"])
+    for ours, theirs in zip(model.weights, twin.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=ours.path)
+
+
+def test_four_parts_of_32_equal_a_batch_of_128():
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 10, 256), images=rng.integers(0, 256, (256, 8, 8, 3), "uint8"))
     data = ImageData(tuple("0123456789"), split, split)
-    monkeypatch.setattr(
-        task, "trained_variables", lambda model, **_: list(model.trainable_variables)
-    )
     weights = []
     for parts in (1, 4):
         recipe = dataclasses.replace(
             RECIPE, batch_size=128, accumulation_steps=parts, momentum=0.9, weight_decay=1e-3
         )
-        model = freeze_norms(engine.create_model(recipe, 10))
+        model = freeze_norms(create_model(recipe, 10))
         model, _, before = update(recipe, data, steps=5, model=model)
         weights.append({v.path: v.numpy() for v in model.weights})
     assert any(np.abs(weights[0][path] - before[path]).max() > 1e-3 for path in before)
@@ -152,10 +172,10 @@ def test_what_is_frozen_stays_and_the_rest_learns(data, frozen):
 
 def test_a_phase_ends_and_everything_learns_again(data, tmp_path):
     recipe = dataclasses.replace(RECIPE, freeze_backbone_epochs=1)
-    run = engine.Run(recipe, data, strategies.make_strategy("one_device"))
+    run = ClassificationRun(recipe, data, strategies.make_strategy("one_device"))
     start = {v.path: v.numpy() for v in run.model.weights}
-    with engine.orbit_log(tmp_path / "log"):
-        run.open(tmp_path)
+    run.restore(tmp_path)
+    with orbit_log(tmp_path / "log"):
         epochs = run.train_epochs()
         next(epochs)
         after_one = {v.path: v.numpy() for v in run.model.weights}
@@ -170,12 +190,12 @@ def test_a_phase_ends_and_everything_learns_again(data, tmp_path):
 
 def test_evaluation_uses_the_moving_average_and_training_does_not(data, tmp_path):
     recipe = dataclasses.replace(RECIPE, ema_momentum=0.5, steps_per_loop=1)
-    run = engine.Run(recipe, data, strategies.make_strategy("one_device"))
+    run = ClassificationRun(recipe, data, strategies.make_strategy("one_device"))
     kernel = run.variables[0]
     values = []
-    with engine.orbit_log(tmp_path / "log"):
-        run.open(tmp_path, lambda step: values.append(kernel.numpy()))
-        list(run.train_epochs())
+    run.restore(tmp_path)
+    with orbit_log(tmp_path / "log"):
+        list(run.train_epochs(lambda step: values.append(kernel.numpy())))
     np.testing.assert_array_equal(kernel.numpy(), values[-1])
     average = values[0]
     for value in values[1:]:
@@ -235,13 +255,13 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named(data):
 def test_connectivity_is_measured_over_the_test_split(data, tmp_path):
     """Against NumPy on `dg.adjacency`, for a router with random weights."""
     recipe = dataclasses.replace(RECIPE, threshold=0.45, batch_size=12)  # does not divide 32
-    run = engine.Run(recipe, data, strategies.make_strategy("one_device"))
+    run = ClassificationRun(recipe, data, strategies.make_strategy("one_device"))
     rng = np.random.default_rng(0)
     for variable in run.model.weights:
         if is_wiring_weight(variable.path):
             variable.assign(3 * rng.normal(size=variable.shape))
-    with engine.orbit_log(tmp_path / "log"):
-        run.open(tmp_path)
+    run.restore(tmp_path)
+    with orbit_log(tmp_path / "log"):
         metrics = run.evaluate()
     adjacency = dg.adjacency(run.model, run.model.preprocessing(data.test.images))
     paths = set()
@@ -261,20 +281,11 @@ def test_connectivity_is_measured_over_the_test_split(data, tmp_path):
 
 def test_synchronised_norm_is_a_setting_of_the_recipe():
     for wanted in (False, True):
-        model = engine.create_model(dataclasses.replace(RECIPE, synchronized_norm=wanted), 10)
-        norms = task.norms(model)
-        assert len(norms) > 4
-        assert all(isinstance(layer, keras.layers.BatchNormalization) for layer in norms)
-        assert {layer.synchronized for layer in norms} == {wanted}
-
-
-@pytest.mark.parametrize("blocks", [2, 3, 7])
-def test_used_nodes_are_found_in_a_graph_as_they_are_in_numpy(blocks, rng):
-    is_open = np.triu(rng.random((200, blocks + 1, blocks + 1)) < 0.35, 1)
-    found = task._used_nodes(tf.cast(is_open, tf.float32))
-    expected = connectivity.used_nodes(is_open)
-    assert 0.05 < expected[:, 1:-1].mean() < 0.95
-    np.testing.assert_array_equal(found, expected)
+        model = create_model(dataclasses.replace(RECIPE, synchronized_norm=wanted), 10)
+        found = norms(model)
+        assert len(found) > 4
+        assert all(isinstance(layer, keras.layers.BatchNormalization) for layer in found)
+        assert {layer.synchronized for layer in found} == {wanted}
 
 
 def test_an_evaluation_finds_what_the_adjacency_of_its_images_shows(data):
@@ -286,6 +297,6 @@ def test_an_evaluation_finds_what_the_adjacency_of_its_images_shows(data):
     evaluator.evaluate(tf.constant(4))
     adjacency = dg.adjacency(model, model.preprocessing(data.test.images))
     assert evaluator.findings == connectivity.router_health(adjacency)
-    untrained = task.Evaluator(engine.create_model(recipe, 10), recipe, strategy, batches)
+    untrained = task.Evaluator(create_model(recipe, 10), recipe, strategy, batches)
     untrained.evaluate(tf.constant(4))
     assert "collapsed" in [finding.kind for finding in untrained.findings]

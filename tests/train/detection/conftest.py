@@ -1,8 +1,69 @@
+"""Scenes of digits, and tiny detectors that are trained and built once for all tests."""
+
+import functools
 import json
 
 import pytest
 from coco_files import CATEGORIES
 from PIL import Image
+from train_helpers import ANY_SCORE, tiny_detector
+
+from train.detection.data import load_data
+from train.detection.run import DetectionRun, train
+from train.detection.scenes import make_digit_scenes
+from train.strategies import one_device
+
+DETECTORS = ("coco_tiny_fasterrcnn", "coco_tiny_maskrcnn", "coco_tiny_retinanet")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Folder in COCO's layout."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    make_digit_scenes(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(scenes, tmp_path_factory):
+    """The data of a recipe without masks."""
+    recipe = tiny_detector("coco_tiny_retinanet")
+    return load_data(recipe, tmp_path_factory.mktemp("work"), scenes)
+
+
+@pytest.fixture(scope="session")
+def finish_once(scenes, tmp_path_factory):
+    """A function of a recipe's name that gives recipe, workdir and results of a finished run.
+
+    Tests that use it are of the xdist group of that name.
+    """
+
+    @functools.cache
+    def finish(name):
+        recipe, workdir = tiny_detector(name, ANY_SCORE), tmp_path_factory.mktemp("run")
+        return recipe, workdir, train(recipe, workdir, data_dir=scenes, visualize=1)
+
+    return finish
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in DETECTORS])
+def finished(request, finish_once):
+    """Recipe, workdir and results of the finished run of each detector."""
+    return finish_once(request.param)
+
+
+@pytest.fixture(scope="session")
+def restore_once(finish_once, scenes):
+    """A function of a recipe's name that gives its finished run, in a model of its own."""
+
+    @functools.cache
+    def restore(name):
+        recipe, workdir, _ = finish_once(name)
+        run = DetectionRun(recipe, load_data(recipe, workdir, scenes), one_device())
+        run.restore(workdir)
+        return run
+
+    return restore
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Trains a tiny detector so many steps, or restores it, and writes its state and next loss.
 
-python tests/train/one_detector.py SCENES WORKDIR STEPS OUTPUT
+python one_detector.py SCENES WORKDIR STEPS OUTPUT
 """
 
 import pathlib
@@ -8,19 +8,20 @@ import sys
 
 import numpy as np
 import tensorflow as tf
-from test_coco import tiny
+from train_helpers import tiny_detector
 
-from train.detection import run as coco_runner
+from train.detection.data import load_data
+from train.detection.run import DetectionRun
+from train.strategies import one_device
 
 scenes, workdir, output = (pathlib.Path(sys.argv[k]) for k in (1, 2, 4))
 steps = int(sys.argv[3])
-recipe = tiny("coco_tiny_fasterrcnn", "random_flip=false")
-data = coco_runner.load_data(recipe, workdir, scenes)
-run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+recipe = tiny_detector("coco_tiny_fasterrcnn", "random_flip=false")
+run = DetectionRun(recipe, load_data(recipe, workdir, scenes), one_device())
 run.restore(workdir)
-run.open(workdir)
 if steps:
     run.train_to(steps)
+    run.save()
 run.trainer.optimizer._create_all_weights(run.model.trainable_variables)  # else on first use
 state = {f"{k}/{v.name}": v.numpy() for k, v in enumerate(run.model.weights)}
 slots = [run.trainer.optimizer.get_slot(v, "momentum") for v in run.model.trainable_weights]

@@ -1,3 +1,5 @@
+"""Mistakes in a detection recipe are named before anything is built."""
+
 import pytest
 
 from train import coco
@@ -27,3 +29,10 @@ def test_mistakes_in_a_recipe_are_named(item, message):
     with pytest.raises(SystemExit) as error:
         coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
     assert message in str(error.value)
+
+
+def test_a_number_of_pictures_below_none_is_refused(tmp_path):
+    line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=r"--visualize.*-1"):
+        coco.main([*line, "--visualize", "-1"])
+    assert not list(tmp_path.iterdir())

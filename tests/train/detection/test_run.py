@@ -1,4 +1,4 @@
-"""Detection recipes, evaluation, and whole runs of tiny detectors on scenes of digits."""
+"""Whole runs of tiny detectors on scenes of digits."""
 
 import collections
 import json
@@ -8,126 +8,42 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import catalog
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from train_helpers import finish, logged_steps, start, start_workers, wait_for_step
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from train_helpers import (
+    ANY_SCORE,
+    ROOT,
+    detector_command,
+    finish,
+    logged_steps,
+    start,
+    start_workers,
+    tiny_detector,
+    wait_for_step,
+)
 
-from benchmarks.serving import c_api
-from dgnet_keras.serving.export import atomic_directory
-from train import coco
-from train.classification import run as runner
-from train.command_line import ending_clearly, explain
-from train.detection import annotations as coco_data
-from train.detection import export as coco_export
-from train.detection import report as coco_report
-from train.detection import run as coco_runner
-from train.detection import scenes as coco_scenes
+import dgnet_keras as dg
+from train.checkpoints import of_variables, steps_in
+from train.classification.model import create_model
+from train.classification.recipes import get_recipe
+from train.detection import garden
 from train.detection.evaluator import BOX_FIGURES
-from train.detection.recipes import RECIPES
-from train.recipes import get_recipe
+from train.detection.run import DetectionRun, dtype_policy, train
+from train.detection.scenes import make_digit_scenes
+from train.strategies import one_device
+from train.weights import BEST_WEIGHTS, save_weights
 
-ROOT = pathlib.Path(__file__).parents[3]
-TINY = (
-    'model_overrides={"depths":[1,2,1,1],"widths":[8,8,16,16]}',
-    "fpn_filters=16",
-    "fc_dims=32",
-    "num_proposals=16",
-    "num_sampled_rois=16",
-    "batch_size=16",
-    "epochs=2",
-    "evaluation_epochs=1",
-    "warmup_steps=0",
-    "train_images=48",
-    "validation_images=20",
-    "steps_per_loop=1",
-)
-# Untrained RetinaNets are sure of nothing: boxes of any score.
-ANY_SCORE = 'garden={"task":{"model":{"detection_generator":{"pre_nms_score_threshold":0.001}}}}'
-DETECTORS = ("coco_tiny_fasterrcnn", "coco_tiny_maskrcnn", "coco_tiny_retinanet")
+RETINANET = "coco_tiny_retinanet"
+pytestmark = pytest.mark.slow
 
 
-def tiny(name="coco_tiny_fasterrcnn", *more):
-    return get_recipe(name, [*TINY, *more], RECIPES)
-
-
-def command(workdir, *arguments, name="coco_tiny_fasterrcnn"):
-    items = [part for item in TINY for part in ("--set", item)]
-    line = ["-m", "train.coco", "--config", name, "--workdir", str(workdir), *items, *arguments]
-    return [sys.executable, *line]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "scenes"
-    coco_scenes.make_digit_scenes(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(scenes, tmp_path_factory):
-    return coco_runner.load_data(tiny(), tmp_path_factory.mktemp("work"), scenes)
-
-
-def test_routers_learn_at_their_own_rate(data):
-    rates = {}
-    for multiplier in (1.0, 0.1):
-        run = make_run(data, f"router_lr_multiplier={multiplier}", "clip_norm=1.0")
-        weights = run.model.trainable_weights
-        before = [w.numpy() for w in weights]
-        run.trainer.optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
-        moved = [np.abs(w.numpy() - b).max() for w, b in zip(weights, before, strict=True)]
-        routers = {id(v) for p, v in run.backbone.variables_by_path.items() if "/router_" in p}
-        is_router = [id(w) in routers for w in weights]
-        assert any(is_router)
-        rates[multiplier] = [
-            np.mean([m for m, r in zip(moved, is_router, strict=True) if r == wanted])
-            for wanted in (True, False)
-        ]
-    np.testing.assert_allclose(rates[0.1][0] / rates[1.0][0], 0.1, rtol=1e-4)
-    np.testing.assert_allclose(rates[0.1][1], rates[1.0][1], rtol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "frozen"), [("mixed_bfloat16", False), ("mixed_float16", True)])
-def test_a_backbone_learns_in_mixed_precision_unless_it_is_frozen(dtype, frozen, data, tmp_path):
-    with coco_runner._policy(dtype):
-        run = make_run(data, f"dtype={dtype}", f"freeze_backbone={str(frozen).lower()}")
-        run.restore(tmp_path)
-        run.open(tmp_path)
-        backbone = list(run.backbone.variables_by_path.values())
-        heads = run.model.head.trainable_weights
-        before = [v.numpy() for v in (*backbone, *heads)]
-        run.train_to(2)
-        features = run.backbone(tf.zeros((1, 128, 128, 3)))
-    assert {x.dtype.name for x in features.values()} == {dtype.removeprefix("mixed_")}
-    assert {v.dtype.base_dtype.name for v in run.model.weights} == {"float32"}
-    moved = [not np.array_equal(v, b) for v, b in zip((*backbone, *heads), before, strict=True)]
-    assert any(moved[: len(backbone)]) != frozen
-    assert any(moved[len(backbone) :])
-
-
-def make_run(data, *more, init_backbone=None):
-    recipe = tiny("coco_tiny_retinanet", *more)
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    return coco_runner.Run(recipe, data, strategy, init_backbone)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in DETECTORS],
-)
-def finished(request, scenes, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    recipe = tiny(request.param, ANY_SCORE)
-    return recipe, workdir, coco_runner.train(recipe, workdir, data_dir=scenes, visualize=1)
-
-
-@pytest.mark.slow
 def test_a_run_leaves_everything_behind(finished):
     recipe, workdir, results = finished
     assert results == json.loads((workdir / "results.json").read_text())
@@ -140,41 +56,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert tf_keras.mixed_precision.global_policy().name == "float32"
 
 
-@pytest.mark.slow
-def test_a_run_is_not_started_again_where_its_checkpoints_are_gone(
-    finished, scenes, tmp_path_factory
-):
-    recipe, workdir, _ = finished
-    copy = tmp_path_factory.mktemp("copy") / "run"
-    shutil.copytree(workdir, copy)
-    (copy / "checkpoints" / "checkpoint").unlink()  # TensorFlow's list of them
-    data = coco_runner.load_data(recipe, copy, scenes)
-    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
-    run.restore(copy)
-    assert run.step == 6
-    for file in (copy / "checkpoints").glob("ckpt-6*"):
-        file.unlink()
-    with pytest.raises(ValueError, match="last checkpoint, of step 6, is gone"):
-        coco_runner.train(recipe, copy, data_dir=scenes, visualize=1)
-    shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(ValueError, match="the history of a run, and no checkpoint"):
-        run.restore(copy)
-    assert (copy / "history.json").read_text() == (workdir / "history.json").read_text()
-
-
-@pytest.mark.slow
-def test_other_data_of_the_same_size_are_refused(finished, tmp_path):
-    recipe, workdir, _ = finished
-    coco_scenes.make_digit_scenes(tmp_path / "other", seed=5)
-    with pytest.raises(ValueError, match="train_sha256"):
-        coco_runner.train(recipe, workdir, data_dir=tmp_path / "other")
-
-
-@pytest.mark.slow
 def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, scenes):
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     recipe, workdir, results = finished
     annotations = json.loads((scenes / "annotations" / "instances_val.json").read_text())
     annotations["images"] = annotations["images"][:20]
@@ -198,66 +80,154 @@ def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, sc
         np.testing.assert_allclose(expected, run.stats, atol=1e-12)
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_reported_again_and_another_recipe_refused(finished, scenes):
     recipe, workdir, results = finished
     before = (workdir / "results.json").stat().st_mtime_ns
-    assert coco_runner.train(recipe, workdir, data_dir=scenes) == results
+    assert train(recipe, workdir, data_dir=scenes) == results
     assert (workdir / "results.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"epochs: 2 there, 3 here"):
-        coco_runner.train(
-            tiny(f"coco_tiny_{recipe.detector}", ANY_SCORE, "epochs=3"), workdir, data_dir=scenes
-        )
+        longer = tiny_detector(f"coco_tiny_{recipe.detector}", ANY_SCORE, "epochs=3")
+        train(longer, workdir, data_dir=scenes)
+
+
+@pytest.mark.xdist_group(RETINANET)
+def test_other_data_of_the_same_size_are_refused(finish_once, tmp_path):
+    recipe, workdir, _ = finish_once(RETINANET)
+    make_digit_scenes(tmp_path / "other", seed=5)
+    with pytest.raises(ValueError, match="train_sha256"):
+        train(recipe, workdir, data_dir=tmp_path / "other")
+
+
+@pytest.mark.xdist_group(RETINANET)
+def test_a_run_is_not_started_again_where_its_checkpoints_are_gone(
+    finish_once, restore_once, scenes, tmp_path
+):
+    recipe, workdir, _ = finish_once(RETINANET)
+    run, copy = restore_once(RETINANET), tmp_path / "run"
+    assert run.step == 6
+    shutil.copytree(workdir, copy)
+    for file in (copy / "checkpoints").glob("ckpt-6*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="last checkpoint, of step 6, is gone"):
+        train(recipe, copy, data_dir=scenes, visualize=1)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(ValueError, match="the history of a run, and no checkpoint"):
+        run.restore(copy)
+    assert (copy / "history.json").read_text() == (workdir / "history.json").read_text()
+
+
+@pytest.mark.xdist_group(RETINANET)
+def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(
+    finish_once, restore_once, tmp_path
+):
+    workdir, run = finish_once(RETINANET)[1], restore_once(RETINANET)
+    before = [v.numpy() for v in run.model.weights]
+    for file in (workdir / "checkpoints").glob("ckpt-6.*"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "checkpoints")
+        broken = file.read_bytes() if file.suffix == ".index" else b"broken"
+        (tmp_path / "checkpoints" / file.name.replace("-6", "-9", 1)).write_bytes(broken)
+    for variable in run.model.weights:
+        variable.assign(tf.zeros_like(variable))
+    run.restore(tmp_path)  # without TensorFlow's list of checkpoints, too
+    assert run.step == 6
+    assert "ckpt-9 cannot be read" in run.warnings.pop()
+    for variable, value in zip(run.model.weights, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
 
 
 @pytest.fixture(scope="module")
-def restored(finished, scenes):
-    """The finished run's newest checkpoint in a model of its own."""
-    recipe, workdir, _ = finished
-    data = coco_runner.load_data(recipe, workdir, scenes)
-    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
-    run.restore(workdir)
-    return run
+def built_once(data):
+    """A detector with untrained weights."""
+    return DetectionRun(
+        tiny_detector(RETINANET, "init=static", "clip_norm=1.0"), data, one_device()
+    )
 
 
-def assert_export_finds_the_same(run, directory, files):
-    """Through the C API, in a process without TensorFlow's Python and Keras."""
-    images = [coco_data.read_image(file) for file in files]
-    requests = [("serving_default", {"inputs": image[None]}) for image in images]
-    requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
-    answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
-    expected = list(coco_export.predict(run, images))
-    assert sum(len(found["boxes"]) for found in expected) > len(files)
-    for answer, found in zip(answers, [*expected, *expected], strict=True):
-        count = int(answer["num_detections"][0])
-        assert count == len(found["boxes"])
-        for key, name in (("boxes", "boxes"), ("scores", "scores"), ("labels", "classes")):
-            np.testing.assert_allclose(
-                answer[f"detection_{name}"][0, :count], found[key], rtol=1e-4, atol=1e-3
-            )
+@pytest.fixture
+def built(built_once):
+    """The same for one test, which may change its weights."""
+    before = [v.numpy() for v in built_once.model.weights]
+    yield built_once
+    for variable, value in zip(built_once.model.weights, before, strict=True):
+        variable.assign(value)
+    built_once.init_from = None
 
 
-@pytest.mark.slow
-def test_the_export_finds_what_the_checkpoint_finds(finished, restored, scenes, tmp_path):
-    """Images of several sizes, one by one; JPEG is decoded alike, PNG too."""
-    from PIL import Image
-
-    files = []
-    for k, size in enumerate(((128, 128), (200, 90), (64, 300))):
-        picture = Image.open(scenes / "val" / f"000{k}.png").convert("RGB").resize(size)
-        files.append(tmp_path / f"{k}.png")
-        picture.save(files[-1])
-    assert_export_finds_the_same(restored, finished[1] / "export" / "1", files)
-
-
-@pytest.mark.slow
-def test_the_export_finds_what_the_checkpoint_finds_on_coco(finished, restored, coco128):
-    files = sorted((coco128 / "train2017").glob("*.jpg"))[:10]
-    assert len(files) == 10
-    assert_export_finds_the_same(restored, finished[1] / "export" / "1", files)
+@pytest.mark.xdist_group(RETINANET)
+def test_routers_learn_at_their_own_rate(built):
+    rates, weights = {}, built.model.trainable_weights
+    routers = {id(v) for p, v in built.backbone.variables_by_path.items() if "/router_" in p}
+    is_router = np.array([id(w) in routers for w in weights])
+    assert is_router.any()
+    for multiplier in (1.0, 0.1):
+        with built.strategy.scope():
+            optimizer = garden.create_optimizer(built.params, built.model, multiplier)
+        before = [w.numpy() for w in weights]
+        optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
+        moved = [np.abs(w.numpy() - b).max() for w, b in zip(weights, before, strict=True)]
+        rates[multiplier] = [np.mean(np.array(moved)[is_router == of]) for of in (True, False)]
+    np.testing.assert_allclose(rates[0.1][0] / rates[1.0][0], 0.1, rtol=1e-4)
+    np.testing.assert_allclose(rates[0.1][1], rates[1.0][1], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.xdist_group(RETINANET)
+@pytest.mark.parametrize("source", ["", "model.keras", BEST_WEIGHTS, "checkpoints/ckpt-22"])
+def test_a_classifiers_run_starts_the_backbone(built, source, tmp_path):
+    items = (
+        'model_overrides={"depths":[1,2,1,1],"widths":[8,8,16,16]}',
+        "model=resnet18",
+        "init=static",
+        "input_shape=[32,32,3]",
+    )
+    model = catalog.randomize(create_model(get_recipe("digits_resnet20", items), 10))
+    if source.startswith("checkpoints"):
+        contents, _ = of_variables({"model": model.weights}, {})
+        contents.write(str(tmp_path / source))
+    elif source == BEST_WEIGHTS:
+        save_weights(model, tmp_path / source)
+    else:
+        model.save(tmp_path / "model.keras")
+    built.init_from = tmp_path / source
+    built.restore(tmp_path / "new")
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    expected = keras.Model(model.input, model.pyramid_outputs)(images, training=False)
+    for level, x in built.backbone(images, training=False).items():
+        np.testing.assert_array_equal(x, expected[f"P{level}"])
+
+
+@pytest.mark.xdist_group(RETINANET)
+def test_timms_weights_start_the_backbone(built, tmp_path):
+    overrides = {"depths": (1, 2, 1, 1), "widths": (8, 8, 16, 16)}
+    static = catalog.randomize(dg.create("resnet18", num_classes=5, wiring="chain", **overrides))
+    catalog.write_timm_file(static, tmp_path / "timm.safetensors")
+    built.init_from = tmp_path / "timm.safetensors"
+    built.restore(tmp_path / "new")
+    images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype("float32")
+    expected = keras.Model(static.input, static.pyramid_outputs)(images, training=False)
+    for level, x in built.backbone(images, training=False).items():
+        scale = np.abs(x).max()
+        np.testing.assert_allclose(x / scale, expected[f"P{level}"] / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [("mixed_bfloat16", False), ("mixed_float16", True)])
+def test_a_backbone_learns_in_mixed_precision_unless_it_is_frozen(dtype, frozen, data, tmp_path):
+    with dtype_policy(dtype):
+        settings = (f"dtype={dtype}", f"freeze_backbone={str(frozen).lower()}")
+        run = DetectionRun(tiny_detector(RETINANET, *settings), data, one_device())
+        run.restore(tmp_path)
+        backbone = list(run.backbone.variables_by_path.values())
+        heads = run.model.head.trainable_weights
+        before = [v.numpy() for v in (*backbone, *heads)]
+        run.train_to(2)
+        features = run.backbone(tf.zeros((1, 128, 128, 3)))
+    assert {x.dtype.name for x in features.values()} == {dtype.removeprefix("mixed_")}
+    assert {v.dtype.base_dtype.name for v in run.model.weights} == {"float32"}
+    moved = [not np.array_equal(v, b) for v, b in zip((*backbone, *heads), before, strict=True)]
+    assert any(moved[: len(backbone)]) != frozen
+    assert any(moved[len(backbone) :])
+
+
 def test_a_new_process_goes_on_with_the_same_state(scenes, tmp_path):
     """Four steps, a checkpoint, and all of it restored elsewhere; the next loss agrees."""
     script = pathlib.Path(__file__).with_name("one_detector.py")
@@ -278,62 +248,22 @@ def test_a_new_process_goes_on_with_the_same_state(scenes, tmp_path):
     np.testing.assert_allclose(again, loss, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_classifiers_run_starts_the_backbone(data, tmp_path):
-    items = [
-        'model_overrides={"depths":[1,2,1,1],"widths":[8,8,16,16]}',
-        "model=resnet18",
-        "epochs=1",
-        "input_shape=[32,32,3]",
-    ]
-    classifier = get_recipe("digits_resnet20", items)
-    runner.train(classifier, tmp_path / "classifier")
-    import keras
-
-    model = keras.saving.load_model(tmp_path / "classifier" / "model.keras")
-    for source in ("", "model.keras", "best.weights.h5", "checkpoints/ckpt-22"):
-        run = make_run(data, init_backbone=tmp_path / "classifier" / source)
-        run.restore(tmp_path / "new")
-        images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
-        expected = keras.Model(model.input, model.pyramid_outputs)(images, training=False)
-        for level, x in run.backbone(images, training=False).items():
-            np.testing.assert_array_equal(x, expected[f"P{level}"])
-
-
-@pytest.mark.slow
-def test_timms_weights_start_the_backbone(data, tmp_path):
-    import keras
-
-    import dgnet_keras as dg
-
-    overrides = {"depths": (1, 2, 1, 1), "widths": (8, 8, 16, 16)}
-    static = catalog.randomize(dg.create("resnet18", num_classes=5, wiring="chain", **overrides))
-    catalog.write_timm_file(static, tmp_path / "timm.safetensors")
-    run = make_run(data, "init=static", init_backbone=tmp_path / "timm.safetensors")
-    run.restore(tmp_path / "new")
-    images = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype("float32")
-    expected = keras.Model(static.input, static.pyramid_outputs)(images, training=False)
-    for level, x in run.backbone(images, training=False).items():
-        scale = np.abs(x).max()
-        np.testing.assert_allclose(x / scale, expected[f"P{level}"] / scale, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(tmp_path, scenes):
-    arguments = ["--data-dir", str(scenes), "--set", "epochs=8", "--set", "evaluation_epochs=8"]
-    line = command(tmp_path / "run", *arguments, name="coco_tiny_retinanet")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    wait_for_step(tmp_path / "run", 3)
+    workdir, settings = tmp_path / "run", ("epochs=8", "evaluation_epochs=8")
+    line = ["-m", "train.coco", *detector_command(workdir, *settings), "--data-dir", scenes]
+    process = start(line)
+    wait_for_step(workdir, 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 143
-    stopped = max(logged_steps(tmp_path / "run"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, output
+    stopped = max(logged_steps(workdir))
     assert 3 <= stopped < 24
-    subprocess.run(line, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    steps = logged_steps(tmp_path / "run")
-    assert steps[-1] == 24
-    assert steps[steps.index(stopped) :].count(stopped) <= 2
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 24
+    assert steps_in(workdir / "checkpoints")[0] == stopped
+    seen = len(logged_steps(workdir))
+    finish([start(line)])
+    goes_on = logged_steps(workdir)[seen:]
+    assert (goes_on[0], goes_on[-1]) == (stopped, 24)
+    assert json.loads((workdir / "results.json").read_text())["steps"] == 24
 
 
 REPLICAS = """
@@ -341,145 +271,38 @@ import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from train import coco
 coco.main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def alone(data):
+    """A detector on one device, to evaluate what others have trained."""
+    recipe = tiny_detector(RETINANET, "synchronized_norm=true", ANY_SCORE)
+    return DetectionRun(recipe, data, one_device())
+
+
+@pytest.mark.xdist_group("replicas")
 @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
-def test_replicas_and_workers_evaluate_each_image_once(strategy, scenes, tmp_path):
+def test_replicas_and_workers_evaluate_each_image_once(strategy, alone, scenes, tmp_path):
     """20 images in batches of 16: the last batch is too small for all replicas."""
-    name, workdir = "coco_tiny_retinanet", tmp_path / "run"
-    options = ["--data-dir", str(scenes), "--strategy", strategy]
-    settings = ("synchronized_norm=true", ANY_SCORE)
-    options += [part for item in settings for part in ("--set", item)]
-    line = command(workdir, *options, name=name)
+    workdir = tmp_path / "run"
+    line = detector_command(workdir, "synchronized_norm=true", ANY_SCORE)
+    line += ["--data-dir", str(scenes), "--strategy", strategy]
     if strategy == "mirrored":
-        finish([start(["-c", REPLICAS, *line[3:]])])
+        finish([start(["-c", REPLICAS, *line])])
     else:
-        finish(start_workers(line[1:]))
+        finish(start_workers(["-m", "train.coco", *line]))
     last = json.loads((workdir / "history.json").read_text())[-1]
-    recipe = tiny(name, *settings)
-    data = coco_runner.load_data(recipe, workdir, scenes)
-    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
-    run.restore(workdir)
-    run.open(workdir)
-    figures = run.controller.evaluate()
+    alone.restore(workdir)
+    figures = alone.evaluate()
     written = json.loads((workdir / "detections.json").read_text())
     counts = [
         collections.Counter(answer["image_id"] for answer in answers)
-        for answers in (written, run.evaluator.detections)
+        for answers in (written, alone.task.evaluator.detections)
     ]
     assert len(counts[0]) == 20  # boxes in every image, however few steps it was trained for
     assert counts[0] == counts[1]
     for key in BOX_FIGURES:
         np.testing.assert_allclose(last[key], figures[key], rtol=1e-3, atol=1e-5, err_msg=key)
     assert json.loads((workdir / "results.json").read_text())["AP"] == last["AP"]
-
-
-def test_bad_data_leaves_no_workdir(tmp_path, scenes, capsys):
-    with pytest.raises(SystemExit, match="instances_<split>"):
-        coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run"),
-                   "--data-dir", str(tmp_path)])  # fmt: skip
-    assert not (tmp_path / "run").exists()
-
-
-def test_splits_that_name_categories_differently_are_refused(scenes, tmp_path):
-    folder = tmp_path / "scenes"
-    shutil.copytree(scenes, folder, ignore=shutil.ignore_patterns("tfrecords"))
-    file = folder / "annotations" / "instances_val.json"
-    content = json.loads(file.read_text())
-    names = [category["name"] for category in content["categories"]]
-    for category, name in zip(content["categories"], reversed(names), strict=True):
-        category["name"] = name
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="same categories, under the same ids"):
-        coco_runner.load_data(tiny(), tmp_path / "run", folder)
-
-
-@pytest.mark.parametrize("flag", ["--data-dir", "--workdir"])
-def test_folders_that_tensorflow_takes_for_patterns_are_refused(flag, tmp_path):
-    places = {"--workdir": tmp_path / "run", flag: tmp_path / "a,b"}
-    line = ["--config", "coco_tiny_retinanet"]
-    line += [str(part) for pair in places.items() for part in pair]
-    with pytest.raises(SystemExit, match=f"{flag} must not contain any.*a,b"):
-        coco.main(line)
-    assert not list(tmp_path.iterdir())
-
-
-def test_records_of_data_that_cannot_be_written_to_are_kept_in_the_workdir(
-    scenes, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    data = coco_runner.load_data(tiny(), tmp_path / "run", scenes)
-    assert data.train_records.pattern.startswith(str(tmp_path / "run" / "tfrecords"))
-    with pytest.raises(ValueError, match="--workdir must not contain any"):
-        coco_runner.load_data(tiny(), tmp_path / "a,b", scenes)
-
-
-def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
-    read = []
-
-    def read_image(path):
-        read.append(path)
-        return np.zeros((8, 8, 3), "uint8")
-
-    def predict(run, images):
-        for k, _ in enumerate(images, start=1):
-            assert len(read) == k
-            yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
-
-    monkeypatch.setattr(coco_data, "read_image", read_image)
-    monkeypatch.setattr(coco_export, "predict", predict)
-    coco_export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3
-
-
-def test_a_number_of_pictures_below_none_is_refused(tmp_path):
-    line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit, match=r"--visualize.*-1"):
-        coco.main([*line, "--visualize", "-1"])
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("module", ["engine", "coco_runner"])  # of `train` and `detection`
-def test_a_missing_package_is_named_with_what_installs_it(module, tmp_path, monkeypatch):
-    import train
-
-    monkeypatch.delattr(train, module)
-    monkeypatch.setitem(sys.modules, f"train.{module}", None)
-    with pytest.raises(SystemExit, match=r"pip install .*detection"):
-        coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")])
-
-
-def test_sigterm_leaves_nothing_half_written_before_training(tmp_path):
-    with pytest.raises(SystemExit) as stopped, ending_clearly("train.coco", tmp_path):
-        with atomic_directory(tmp_path / "records") as scratch:
-            (scratch / "half").write_text("")
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert stopped.value.code == 143
-    assert not list(tmp_path.iterdir())
-
-
-def test_history_is_drawn(tmp_path):
-    rows = [{"epoch": k, "AP": 0.1 * k, "AP50": 0.2 * k, "train_training_loss": 1 / k}
-            for k in (1, 2)]  # fmt: skip
-    coco_report.plot_history(rows, tmp_path / "h.png")
-    assert (tmp_path / "h.png").stat().st_size > 1000
-
-
-def test_an_error_in_a_graph_is_explained_by_its_cause():
-    import keras
-
-    dense = keras.layers.Dense(2)
-    dense.build((None, 3))
-    failing = tf.function(
-        lambda x: tf.reduce_sum(dense(x)) + tf.reduce_sum(tf.reshape(x, (-1, 5))),
-        input_signature=[tf.TensorSpec((None, 3))],
-    )
-    with pytest.raises(tf.errors.InvalidArgumentError) as error:
-        failing(tf.ones((2, 3)))
-    sentence = explain(error.value)
-    assert "6" in sentence and "5" in sentence and "\n" not in sentence
-    assert "Graph execution error" not in sentence

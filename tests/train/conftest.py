@@ -1,0 +1,15 @@
+"""A finished run of a tiny classifier, which several files look at."""
+
+import pytest
+from train_helpers import TINY
+
+from train.classification.recipes import get_recipe
+from train.classification.run import train
+
+
+@pytest.fixture(scope="session")
+def classified(tmp_path_factory):
+    """Recipe, workdir and results. Tests that use it are of the xdist group `classified`."""
+    recipe = get_recipe("digits_resnet20", TINY)
+    workdir = tmp_path_factory.mktemp("classified")
+    return recipe, workdir, train(recipe, workdir)

@@ -1,0 +1,68 @@
+"""What is served is what was trained, and pictures of it."""
+
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.serving import c_api
+from train.detection import annotations, export
+
+
+@pytest.fixture(scope="session")
+def photographs(request):
+    """Ten of COCO's images; none where they are not at hand."""
+    try:
+        folder = request.getfixturevalue("coco128") / "train2017"
+    except pytest.skip.Exception:
+        return []
+    return sorted(folder.glob("*.jpg"))[:10]
+
+
+@pytest.mark.slow
+def test_the_export_finds_what_the_checkpoint_finds(
+    finished, restore_once, scenes, photographs, tmp_path
+):
+    """Images of several sizes, one by one, as they are and as JPEG or PNG.
+
+    Through the C API, in a process without TensorFlow's Python and Keras.
+    """
+    recipe, workdir, _ = finished
+    files = list(photographs)
+    for k, size in enumerate(((128, 128), (200, 90), (64, 300))):
+        picture = Image.open(scenes / "val" / f"000{k}.png").convert("RGB").resize(size)
+        files.append(tmp_path / f"{k}.png")
+        picture.save(files[-1])
+    directory = workdir / "export" / "1"
+    images = [annotations.read_image(file) for file in files]
+    requests = [("serving_default", {"inputs": image[None]}) for image in images]
+    requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
+    answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
+    expected = list(export.predict(restore_once(f"coco_tiny_{recipe.detector}"), images))
+    assert sum(len(found["boxes"]) for found in expected) > len(files)
+    for answer, found in zip(answers, [*expected, *expected], strict=True):
+        count = int(answer["num_detections"][0])
+        assert count == len(found["boxes"])
+        for key, name in (("boxes", "boxes"), ("scores", "scores"), ("labels", "classes")):
+            np.testing.assert_allclose(
+                answer[f"detection_{name}"][0, :count], found[key], rtol=1e-4, atol=1e-3
+            )
+
+
+def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
+    read = []
+
+    def read_image(path):
+        read.append(path)
+        return np.zeros((8, 8, 3), "uint8")
+
+    def predict(run, images):
+        for k, _ in enumerate(images, start=1):
+            assert len(read) == k
+            yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
+
+    monkeypatch.setattr(annotations, "read_image", read_image)
+    monkeypatch.setattr(export, "predict", predict)
+    export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3

@@ -1,0 +1,72 @@
+"""The command lines end with one sentence, whatever the mistake."""
+
+import os
+import signal
+import sys
+
+import keras
+import pytest
+import tensorflow as tf
+
+from dgnet_keras.serving.export import atomic_directory
+from train import coco
+from train.command_line import ending_clearly, explain
+from train.imagenet import main
+
+
+def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
+    workdir = str(tmp_path / "run")
+    (tmp_path / "ckpt-20.index").touch()
+    for arguments, message in [
+        (["--config", "digits_resnet20", "--strategy", "tpu"], "needs a TPU"),
+        (["--config", "digits_resnet20", "--set", "accumulation_steps=5"], "accumulation_steps=5"),
+        (["--config", "digits_resnet20", "--init-from", "/nope"], "No weights file at /nope"),
+        (["--config", "digits_resnet20", "--init-from", "/tmp"], "neither model.keras nor best"),
+        (["--config", "digits_resnet20", "--init-from", f"{tmp_path}/ckpt-3"], "there: ckpt-20$"),
+        (["--config", "imagenet_resnet50"], "TFRecords.*--data-dir"),
+        (["--config", "imagenet_resnet50", "--data-dir", "/nowhere"], "No TFRecords found"),
+        (["--config", "digits"], "Unknown recipe 'digits'"),
+        (["--config", "cifar10_resnet20"], "--data-dir"),
+        (["--config", "cifar10_resnet20", "--data-dir", "/nowhere"], "No data folder at /nowhere"),
+        (["--config", "digits_resnet20", "--strategy", "many"], "one_device.*'many'"),
+        (["--config", "digits_resnet20", "--strategy", "multi_worker"], "TF_CONFIG"),
+        (["--config", "digits_resnet20", "--set", "wiring=ring"], "wiring.*'ring'"),
+        (["--config", "digits_resnet20", "--set", "model=resnet5"], "Unknown variant 'resnet5'"),
+        (["--config", "digits_resnet20", "--init-from", "no.keras"], "No weights file at no.keras"),
+        (["--config", "digits_resnet20", "--set", "input_shape=[8,8,1]"], "3 channels"),
+        (["--config", "digits_resnet20", "--set", "model_overrides.depths=2"], "depths.*2"),
+        (["--config", "digits_resnet20", "--set", "model_overrides.num_classes=5"], "num_classes"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main([*arguments, "--workdir", workdir])
+        assert not (tmp_path / "run").exists(), arguments
+
+
+@pytest.mark.parametrize("module", ["loop", "detection.run"])
+def test_a_missing_package_is_named_with_what_installs_it(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"train.{module}", None)
+    with pytest.raises(SystemExit, match=r"pip install .*detection"):
+        coco.main(["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")])
+
+
+def test_sigterm_leaves_nothing_half_written_before_training(tmp_path):
+    with pytest.raises(SystemExit) as stopped, ending_clearly("train.coco", tmp_path):
+        with atomic_directory(tmp_path / "records") as scratch:
+            (scratch / "half").write_text("")
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_graph_is_explained_by_its_cause():
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    failing = tf.function(
+        lambda x: tf.reduce_sum(dense(x)) + tf.reduce_sum(tf.reshape(x, (-1, 5))),
+        input_signature=[tf.TensorSpec((None, 3))],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        failing(tf.ones((2, 3)))
+    sentence = explain(error.value)
+    assert "6" in sentence and "5" in sentence and "\n" not in sentence
+    assert "Graph execution error" not in sentence

@@ -1,0 +1,43 @@
+"""A run's folder: files appear whole or not at all, and another run is not mixed in."""
+
+import os
+
+import pytest
+
+from train.workdir import check_workdir, read_json, write_json
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    assert read_json(path, "nothing") == "nothing"
+    write_json(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    assert read_json(path) == "old"
+
+
+def test_a_folder_takes_one_recipe_on_one_set_of_data(tmp_path):
+    config = {"wiring": "dynamic", "data": {"test_images": 360}}
+    check_workdir(config, tmp_path / "new")
+    check_workdir(config, tmp_path)
+    write_json(tmp_path / "config.json", config)
+    check_workdir(config, tmp_path)
+    with pytest.raises(ValueError, match=r"another recipe.*wiring: 'dynamic' there, 'chain' here"):
+        check_workdir({**config, "wiring": "chain"}, tmp_path)
+    with pytest.raises(ValueError, match=r"other data.*'test_images': 360.*'test_images': 100"):
+        check_workdir({**config, "data": {"test_images": 100}}, tmp_path)
+    with pytest.raises(ValueError, match=r"epochs: None there, 3 here"):
+        check_workdir({**config, "epochs": 3}, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not the JSON of a run's recipe"):
+        check_workdir(config, tmp_path)
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"\* \? \[ \]"):
+        check_workdir({}, tmp_path / "a[1]")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"must be a folder\. Received: the file"):
+        check_workdir({}, tmp_path / "file")

@@ -1,0 +1,67 @@
+"""A recipe's classifier, and which of its variables are trained."""
+
+import dataclasses
+
+import keras
+
+import dgnet_keras as dg
+from dgnet_keras.convert import is_wiring_weight
+
+
+def create_model(recipe, num_classes):
+    """The recipe's classifier."""
+    fields = {
+        field.name for field in dataclasses.fields(dg.classifier.family_of(recipe.model).spec_class)
+    }
+    unknown = sorted(set(recipe.model_overrides) - fields)
+    if unknown:
+        raise ValueError(
+            f"`model_overrides` sets fields of {recipe.model}'s Spec: {', '.join(sorted(fields))}. "
+            f"Received: {unknown}"
+        )
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.dtype)
+    try:
+        model = dg.create(
+            recipe.model,
+            num_classes=num_classes,
+            input_shape=recipe.input_shape,
+            **recipe.keywords(),
+            seed=recipe.seed,
+            **recipe.model_overrides,
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    model.preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    for layer in norms(model):
+        layer.synchronized = recipe.synchronized_norm
+    return model
+
+
+def trained_variables(model, *, freeze_backbone, freeze_routers):
+    """The variables that are trained, and batch normalisation set to match.
+
+    Args:
+        model: a classifier, none of whose layers is frozen otherwise.
+        freeze_backbone: whether nodes and stem keep their weights; their batch normalisation then
+            uses and keeps its moving statistics.
+        freeze_routers: whether routers, edge logits and thresholds keep theirs.
+
+    Returns:
+        List of Keras variables, in the order of `model.trainable_variables`.
+    """
+    for layer in norms(model):
+        layer.trainable = True
+    wiring = {v.path for v in model.trainable_variables if is_wiring_weight(v.path)}
+    backbone = {v.path for v in model.backbone.trainable_variables} - wiring
+    frozen = (backbone if freeze_backbone else set()) | (wiring if freeze_routers else set())
+    chosen = [v for v in model.trainable_variables if v.path not in frozen]
+    for layer in norms(model):
+        layer.trainable = not freeze_backbone
+    return chosen
+
+
+def norms(model):
+    """The model's batch normalisation layers."""
+    layers = model._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]

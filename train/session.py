@@ -1,0 +1,142 @@
+"""What every command that trains does around its run: folder, terminal, signals, results."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+
+from train.loop import orbit_log
+from train.strategies import is_chief, make_strategy
+from train.workdir import check_workdir, read_json, write_json
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Session:
+    """One call of `train`: where it writes, where it runs, and the terminal.
+
+    Args:
+        workdir: folder of the run.
+        strategy: see `train.strategies.make_strategy`.
+
+    Attributes:
+        workdir: the same, a `pathlib.Path`.
+        strategy: a `tf.distribute` strategy.
+        is_chief: whether this process writes what the run leaves behind.
+        console: a `rich.console.Console`; of the workers only the chief speaks.
+    """
+
+    def __init__(self, workdir, strategy):
+        if not str(workdir):
+            raise ValueError("--workdir must be the name of a folder. Received: ''")
+        self.workdir = pathlib.Path(workdir)
+        self.strategy = make_strategy(strategy)
+        self.is_chief = is_chief(self.strategy)
+        # Bound to the terminal now: Orbit's output is redirected during training.
+        self.console = Console(file=sys.stdout, quiet=not self.is_chief)
+
+    def finished(self, recipe, data, **init):
+        """Results of the finished run in the workdir, a dict; None if there is something to do.
+
+        Args:
+            recipe: of the run.
+            data: dict, by which the data can be told from others.
+            **init: weights that the run starts from, by the name of the option, or None.
+
+        Raises:
+            ValueError: if the workdir holds another run.
+        """
+        init = {name: None if path is None else str(path) for name, path in init.items()}
+        self.config = {**json.loads(recipe.to_json()), **init, "data": data}
+        check_workdir(self.config, self.workdir)
+        return read_json(self.workdir / "results.json")
+
+    @contextlib.contextmanager
+    def training(self, run):
+        """Claims the workdir for a restored run, and watches over it: log, progress bar, signals.
+
+        Yields:
+            The rows of `run.train_epochs`.
+        """
+        run.own.mkdir(parents=True, exist_ok=True)
+        if self.is_chief:
+            write_json(self.workdir / "config.json", self.config)
+        with (
+            orbit_log(run.own / "train.log"),
+            epoch_progress(self.console) as on_loop,
+            stop_signals(run, self.console),
+        ):
+            for warning in run.warnings:
+                self.console.print(warning, style="yellow")
+            on_loop(run.step, run.total_steps)
+            yield run.train_epochs(on_loop)
+
+    def show(self, results):
+        """Prints the table of `results.json`."""
+        self.console.print(results_table(results, self.workdir))
+
+
+@contextlib.contextmanager
+def stop_signals(run, console):
+    """SIGTERM, or Ctrl-C, stops the run after the loop at hand, once its state is saved."""
+
+    def stop(number, frame):
+        if run.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stop_requested = True
+        console.print(f"{signal.Signals(number).name}: saving, then stopping")
+
+    try:
+        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    except ValueError:  # not in the main thread, as in a notebook's worker: nothing to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def epoch_progress(console):
+    """A progress bar over the steps of a run.
+
+    Yields:
+        Function of (step, total steps or None) that moves the bar.
+    """
+    columns = (
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("steps"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, redirect_stdout=False) as bar:
+        task = bar.add_task("training")
+        yield lambda step, total=None: bar.update(task, completed=step, total=total)
+
+
+def results_table(results, workdir):
+    """A table of `results.json`."""
+    table = Table(title=f"Run in {workdir}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in results.items():
+        if name == "skipped_images":
+            value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
+        elif name == "router_health":
+            value = "\n".join(value) or "good"
+        elif isinstance(value, float):
+            value = f"{value:,.4f}"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        table.add_row(name, value)
+    return table
