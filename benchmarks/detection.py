@@ -33,12 +33,12 @@ def build_step(config, overrides, wiring, scenes):
     import tensorflow as tf
 
     from train.classification.recipes import get_recipe
-    from train.detection import run as coco_runner
     from train.detection.recipes import RECIPES
+    from train.detection.run import Run, load_data
 
     recipe = get_recipe(config, [*overrides, f"wiring={wiring}"], RECIPES)
-    data = coco_runner.load_data(recipe, scenes, scenes)
-    run = coco_runner.Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
+    data = load_data(recipe, scenes, scenes)
+    run = Run(recipe, data, tf.distribute.OneDeviceStrategy("/cpu:0"))
     inputs = next(iter(run.task.build_inputs(run.params.task.train_data)))
 
     @tf.function
@@ -118,10 +118,10 @@ def main(argv=None):
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        from train.detection import scenes as coco_scenes
+        from train.detection.scenes import make_digit_scenes
 
         scenes = pathlib.Path(folder) / "scenes"
-        coco_scenes.make_digit_scenes(scenes, train=8, validation=2)
+        make_digit_scenes(scenes, train=8, validation=2)
         for config in args.config or ("coco_tiny_fasterrcnn", "coco_tiny_retinanet"):
             for row in measure(config, overrides, args.repeats, scenes):
                 rows.append(row)
