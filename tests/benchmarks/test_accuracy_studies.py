@@ -18,9 +18,8 @@ def test_runs_of_a_study_differ_in_wiring_and_seed_alone():
 
 
 def test_a_warm_start_begins_with_the_chain_of_its_seed():
-    chains = {
-        j.recipe.seed: j for j in accuracy_studies.plan("cifar10") if j.recipe.wiring == "chain"
-    }
+    jobs = accuracy_studies.plan("cifar10")
+    chains = {job.recipe.seed: job for job in jobs if job.recipe.wiring == "chain"}
     for job in accuracy_studies.plan("warm_start"):
         assert job.init_from == chains[job.recipe.seed].workdir / accuracy_studies.WEIGHTS
         assert job.recipe.init == "static"

@@ -47,3 +47,14 @@ def test_differences_are_paired_by_seed():
     assert chain["minus"]["dynamic"][1] == pytest.approx(-2)
     line = accuracy_table.markdown([dynamic, chain])[2]
     assert "+2.00 [-10.71, +14.71] (2)" in line
+
+
+def test_the_plot_joins_the_runs_of_a_seed_and_names_the_means():
+    rows = rows_of({0: 0.70, 1: 0.74}, "dynamic") + rows_of({0: 0.69}, "chain")
+    (axis,) = accuracy_table.plot({"digits": rows}).axes
+    runs = [list(line.get_ydata()) for line in axis.lines]
+    np.testing.assert_allclose(np.concatenate(runs), [70, 69, 74])
+    assert [len(run) for run in runs] == [2, 1]
+    assert [text.get_text() for text in axis.texts] == ["72.00", "69.00"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["dynamic", "chain"]
+    assert axis.get_title() == "digits"
