@@ -66,7 +66,7 @@ def plot_adjacency_by_class(
         axis.set_title(drawing.name_of(class_names, c), fontsize=9)
     shown = "" if len(classes) == len(found) else f" ({len(classes)} of {len(found)} classes)"
     title = f"Connectivity by class: edge from node (row) to node (column){shown}"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 
 
@@ -107,7 +107,7 @@ def plot_adjacency_by_image(
             drawing.cross_closed(axis, matrix)
         row[0].set_ylabel(name, fontsize=8)
         figure.colorbar(drawn, ax=row.tolist(), shrink=0.9)
-    figure.suptitle("Edge weights of single images (x: closed)", fontsize=10)
+    figure.suptitle("Edge weights of single images (x: closed)", fontsize=10, wrap=True)
     return figure
 
 
@@ -144,7 +144,7 @@ def plot_graph(
         drawing.draw_graph(axis, np.asarray(matrices, "float64")[chosen])
         axis.set_ylabel(name, fontsize=9)
     shown = f"all {images} images" if index is None else f"image {index}"
-    figure.suptitle(title or f"Connectivity of {shown}", fontsize=10)
+    figure.suptitle(title or f"Connectivity of {shown}", fontsize=10, wrap=True)
     return figure
 
 
@@ -194,7 +194,7 @@ def plot_path_diversity(
             f"({found['mutual_information_by_chance']:.3f} by chance, "
             f"{found['class_entropy']:.2f} at most)"
         )
-    figure.suptitle(text, fontsize=9)
+    figure.suptitle(text, fontsize=9, wrap=True)
     return figure
 
 
@@ -238,7 +238,7 @@ def plot_nearest_images(
         for axis, i, distance in zip(row[1:], indices, distances, strict=False):
             title = f"{drawing.name_of(titles, i, '')}\n{distance:.3f}".strip()
             drawing.draw_image(axis, images[i], title)
-    figure.suptitle("Nearest images by edge weights (distance)", fontsize=10)
+    figure.suptitle("Nearest images by edge weights (distance)", fontsize=10, wrap=True)
     return figure
 
 
@@ -327,7 +327,7 @@ def plot_detections(
         beside = figure.add_subplot(grid[row, 1])
         drawing.draw_graph(beside, np.asarray(matrix, "float64")[None])
         beside.set_ylabel(name, fontsize=8)
-    figure.suptitle(drawing.plain(title or ""), fontsize=10)
+    figure.suptitle(drawing.plain(title or ""), fontsize=10, wrap=True)
     return figure
 
 

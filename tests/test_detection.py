@@ -27,12 +27,10 @@ def garden(row="resnet_basic", **kwargs):
     return detection.GardenBackbone(backbone, input_shape=(16, 16, 3), **kwargs)
 
 
-def in_groups(rows):
-    """Rows to parametrize with; the tests of one row run in one process and share its layer."""
-    return [pytest.param(row, marks=pytest.mark.xdist_group(f"garden_{row}")) for row in rows]
-
-
-@pytest.fixture(scope="module", params=in_groups(catalog.CATALOG))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(r, marks=pytest.mark.xdist_group(f"garden_{r}")) for r in catalog.CATALOG],
+)
 def trained(request):
     """A row of the catalog, its layer after a training step, and the step's gradients."""
     layer = garden(request.param)

@@ -3,7 +3,6 @@ import io
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
 from dgnet_keras import visualize
 
@@ -117,6 +116,7 @@ def seen(figure):
     [
         lambda adjacency, _: visualize.plot_adjacency_by_class(adjacency, [0, 1] * 3),
         lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray),
+        lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray, max_images=1),
         lambda adjacency, _: visualize.plot_graph(adjacency, 0, title="one"),
         lambda adjacency, _: visualize.plot_path_diversity(adjacency, [0, 1] * 3),
         lambda adjacency, gray: visualize.plot_nearest_images(
@@ -125,19 +125,16 @@ def seen(figure):
         lambda *_: visualize.plot_macs([1, 2, 3], 4, [0, 0, 1]),
     ],
 )
-def test_every_panel_shows_something_and_every_text_is_inside(adjacency, pictures, plot):
+def test_every_panel_shows_something_and_nothing_is_cut_off(adjacency, pictures, plot):
     figure = plot(adjacency, pictures[..., :1] / 255)
     pixels = seen(figure)
-    height, width, _ = pixels.shape
+    height = len(pixels)
     for axis in figure.axes:
         left, bottom, right, top = map(round, axis.get_window_extent().extents)
         panel = pixels[height - top + 2 : height - bottom - 2, left + 2 : right - 2]
         assert len(np.unique(panel.reshape(-1, 4), axis=0)) > 1, axis.get_title()
-    for text in figure.findobj(Text):
-        if text.get_text().strip() and text.get_visible():
-            box = text.get_window_extent()
-            assert -2 < box.x0 <= box.x1 < width + 2, text
-            assert -2 < box.y0 <= box.y1 < height + 2, text
+    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (border == 255).all()
 
 
 def test_bad_input_is_named(adjacency, pictures):

@@ -194,21 +194,22 @@ def test_a_bad_option_is_refused(capsys, command, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("vector", "asked", "suffix"),
-    [("avx2", "0", ""), ("avx512", "0", "_avx512"), ("avx512", "1", "_onednn_avx512")],
+    ("vector", "onednn", "suffix"),
+    [("avx2", False, ""), ("avx512", False, "_avx512"), ("avx512", True, "_onednn_avx512")],
 )
-def test_machines_have_files_of_their_own(monkeypatch, vector, asked, suffix):
+def test_machines_have_files_of_their_own(monkeypatch, vector, onednn, suffix):
     monkeypatch.setattr(measure, "vector_extension", lambda: vector)
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", asked)
+    monkeypatch.setattr(measure, "onednn_elsewhere", lambda: onednn)
     assert measure.machine_suffix() == suffix
 
 
 @pytest.mark.slow
-def test_the_file_name_says_what_tensorflow_does_when_not_asked(monkeypatch):
+def test_tensorflow_is_asked_whether_it_uses_onednn(monkeypatch):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
-    assert ("_onednn" in measure.machine_suffix()) == measure.onednn_enabled()
+    assert measure.onednn_elsewhere() == measure.onednn_enabled()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # with "1": the quick table, below
+    assert not measure.onednn_elsewhere()
 
 
 def test_a_file_that_holds_no_rows_is_named(monkeypatch, tmp_path):
