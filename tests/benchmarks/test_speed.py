@@ -138,7 +138,7 @@ def test_a_table_goes_on_where_it_stopped(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("table", "panels", "label"),
     [
-        ("models", 8, "resnet50\nbatch 8"),
+        ("models", 8, "resnet50\n"),
         ("nodes", 3, "36"),
         ("sizes", 1, "288"),
         ("batches", 1, "32"),
@@ -154,7 +154,7 @@ def test_plots_show_the_ratios_of_every_row(monkeypatch, tmp_path, table, panels
     axes = [axis for axis in drawn[0].axes if axis.axison]
     assert len(axes) == panels
     for axis in axes:
-        assert label in [tick.get_text() for tick in axis.get_xticklabels()]
+        assert any(tick.get_text().startswith(label) for tick in axis.get_xticklabels())
         of_cost = any(word in axis.get_title() + axis.get_ylabel() for word in ("peak", "compile"))
         ratio = 1.0 if of_cost else 1.2
         found = [bar.get_height() for bar in axis.patches] or axis.lines[0].get_ydata()
@@ -205,11 +205,8 @@ def test_machines_have_files_of_their_own(monkeypatch, vector, onednn, suffix):
 
 
 @pytest.mark.slow
-def test_tensorflow_is_asked_whether_it_uses_onednn(monkeypatch):
-    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+def test_another_process_says_of_onednn_what_this_one_does():
     assert measure.onednn_elsewhere() == measure.onednn_enabled()
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")  # with "1": the quick table, below
-    assert not measure.onednn_elsewhere()
 
 
 def test_a_file_that_holds_no_rows_is_named(monkeypatch, tmp_path):
@@ -221,10 +218,10 @@ def test_a_file_that_holds_no_rows_is_named(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_table(monkeypatch, tmp_path):
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setattr(measure, "vector_extension", lambda: "avx2")
     speed.main(["aggregation", "--quick", "--output", str(tmp_path)])
-    path = tmp_path / "speed_aggregation_quick_onednn.json"
+    path = tmp_path / "speed_aggregation_quick.json"
     bandwidth, total, gradient = json.loads(path.read_text())
     assert set(bandwidth["gigabytes_per_second"]) == {
         *("numpy_copy", "numpy_add", "tensorflow_copy", "tensorflow_add")
@@ -232,6 +229,7 @@ def test_a_quick_table(monkeypatch, tmp_path):
     maps = 4 * 2 * 8 * 8 * 16  # bytes of one
     assert (total["least_bytes"], gradient["least_bytes"]) == (4 * maps, 7 * maps)
     assert set(total["milliseconds"]) == set(speed_aggregation.IMPLEMENTATIONS)
-    assert total["environment"]["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    assert total["environment"]["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    assert total["environment"]["onednn"] is False
     assert total["environment"]["tensorflow"] == tf.__version__
     assert pathlib.Path(path.with_suffix(".png")).exists()
