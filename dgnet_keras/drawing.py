@@ -46,8 +46,8 @@ def draw_image(axis: Axes, image: ArrayLike, title: str, **font: Any) -> None:
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
         image = (image - low) / max(high - low, 1e-12)
-    limits = {"vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
-    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", **limits)
+    shown = image[..., 0] if image.shape[-1] == 1 else image
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
     axis.set_xticks([])
     axis.set_yticks([])
     if title:
@@ -67,8 +67,9 @@ def draw_adjacency(axis: Axes, matrix: np.ndarray, top: float, colors: str) -> A
     axis.set_facecolor("lightgray")
     shown = np.where(_possible(size), matrix, np.nan)[:-1, 1:]
     image = axis.imshow(shown, vmin=0, vmax=top, cmap=colors)
-    axis.set_xticks(range(size - 1), [*map(str, range(1, size - 1)), "out"], fontsize=6)
-    axis.set_yticks(range(size - 1), range(size - 1), fontsize=6)
+    names = [*map(str, range(size - 1)), "out"]
+    axis.set_xticks(range(size - 1), names[1:], fontsize=6)
+    axis.set_yticks(range(size - 1), names[:-1], fontsize=6)
     return image
 
 
@@ -175,8 +176,8 @@ def draw_path_shares(
     shares = (counts / counts.sum(axis=1, keepdims=True))[:, :most]
     image = axis.imshow(shares, vmin=0, vmax=1, cmap=RATE_COLORS, aspect="auto")
     axis.set_yticks(range(len(classes)), [name_of(class_names, c) for c in classes], fontsize=7)
-    columns = shares.shape[1]
-    axis.set_xticks(range(columns), range(1, columns + 1), fontsize=7)
+    columns = range(shares.shape[1])
+    axis.set_xticks(columns, [str(k + 1) for k in columns], fontsize=7)
     axis.set_xlabel(f"path, of {paths}", fontsize=8)
     return image
 

@@ -265,7 +265,7 @@ def _h5_arrays(file):
 
 
 @contextlib.contextmanager
-def reading(path: str, kind: str) -> Iterator[None]:
+def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turns whatever a reader raises into a `ValueError` that names the file."""
     try:
         yield
