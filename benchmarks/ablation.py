@@ -16,16 +16,16 @@ Also what the connectivity of all test images is like (`path_diversity`), and ho
 change. One JSON object a run.
 """
 
-import argparse
 import os
-import pathlib
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import accuracy, accuracy_table
+from benchmarks import finished_runs
+from benchmarks.accuracy_runs import load_images
+from benchmarks.accuracy_studies import WEIGHTS
+from benchmarks.measure import ROOT
 
-OUTPUT = accuracy.ROOT / "benchmarks" / "results" / "ablation.jsonl"
+OUTPUT = ROOT / "benchmarks" / "results" / "ablation.jsonl"
 DRAWS = 5
 
 
@@ -67,8 +67,8 @@ def ablate(job, images):
     """The figures of one finished run; see the module.
 
     Args:
-        job: a `benchmarks.accuracy.Job` whose weights are in its workdir.
-        images: file of `benchmarks.accuracy.save_images`.
+        job: a `benchmarks.accuracy_studies.Job` whose weights are in its workdir.
+        images: file of `benchmarks.accuracy_runs.save_images`.
 
     Returns:
         Dict: the run's identity, `accuracy` (name to a list of accuracies), `changed` (name to
@@ -80,9 +80,9 @@ def ablate(job, images):
     import dgnet_keras as dg
     from train.classification.model import create_model
 
-    data = accuracy.load_images(job.recipe, images)
+    data = load_images(job.recipe, images)
     model = create_model(job.recipe, len(data.class_names))
-    model.load_weights(job.workdir / accuracy.WEIGHTS)
+    model.load_weights(job.workdir / WEIGHTS)
     inputs = model.preprocessing(data.test.images).numpy()
     labels = data.test.labels
     adjacency = dg.adjacency(model, inputs, batch_size=500)
@@ -131,77 +131,10 @@ def table(rows):
     return lines
 
 
-def rows_of(args, wiring, measure):
-    """Measures the finished runs of a study that have not been; the rows of all that have.
-
-    Args:
-        args: of `make_parser`.
-        wiring: of the runs.
-        measure: function of a `benchmarks.accuracy.Job` and of the file of its images to a dict.
-
-    Returns:
-        List of rows, as they are in the file `args.output`.
-    """
-    jobs = accuracy.plan(args.study, workdir=args.workdir)
-    jobs = [job for job in jobs if job.recipe.wiring == wiring]
-    for job in accuracy.missing(jobs, accuracy_table.read_rows(args.output)):
-        if args.seed and job.recipe.seed not in args.seed:
-            continue
-        images = args.workdir / f"{job.identity['dataset']}-{accuracy.IMAGES}"
-        for needed in (job.workdir / accuracy.WEIGHTS, images):
-            if not needed.exists():
-                print(f"not finished: no {needed}", file=sys.stderr)
-                break
-        else:
-            accuracy_table.append_row(args.output, measure(job, images))
-    rows = accuracy_table.read_rows(args.output)
-    unmeasured = accuracy.missing(jobs, rows)
-    print(f"{len(jobs) - len(unmeasured)} of {len(jobs)} {wiring} runs of {args.study}\n")
-    wanted = {(job.identity["recipe_hash"], wiring) for job in jobs}
-    return [row for row in rows if (row["recipe_hash"], row["wiring"]) in wanted]
-
-
-def make_parser(name, doc, output):
-    """The command line of a measurement of finished runs."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--study", default="cifar10", choices=accuracy.STUDIES)
-    parser.add_argument("--seed", action="append", type=int, help="only this seed (repeatable)")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/accuracy"))
-    parser.add_argument("--output", type=pathlib.Path, default=output, help="JSON lines")
-    parser.add_argument("--document", type=pathlib.Path, help="Markdown file to write into")
-    return parser
-
-
-def run(name, args, wiring, measure, table):
-    """Measures what is missing, prints the table, and writes it into a document at its mark.
-
-    Args:
-        name: of the benchmark, and of the mark.
-        args: of `make_parser`.
-        wiring: of the runs.
-        measure: see `rows_of`.
-        table: function of rows to the table's lines.
-    """
-    try:
-        rows = rows_of(args, wiring, measure)
-        if not rows:
-            return
-        print("\n".join(table(rows)))
-        if args.document is not None:
-            text = args.document.read_text()
-            args.document.write_text(accuracy_table.fill_in(text, {name: table(rows)}))
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks.{name}: {error}")
-
-
 def main(argv=None):
     """Ablates every finished dynamic run that has not been; shows the table."""
-    args = make_parser("ablation", __doc__, OUTPUT).parse_args(argv)
-    run("ablation", args, "dynamic", ablate, table)
+    args = finished_runs.make_parser("ablation", __doc__, OUTPUT).parse_args(argv)
+    finished_runs.run("ablation", args, "dynamic", ablate, table)
 
 
 if __name__ == "__main__":

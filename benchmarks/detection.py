@@ -119,10 +119,10 @@ def main(argv=None):
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        from train.detection import scenes as coco_scenes
+        from train.detection.scenes import make_digit_scenes
 
         scenes = pathlib.Path(folder) / "scenes"
-        coco_scenes.make_digit_scenes(scenes, train=8, validation=2)
+        make_digit_scenes(scenes, train=8, validation=2)
         for config in args.config or ("coco_tiny_fasterrcnn", "coco_tiny_retinanet"):
             for row in measure(config, overrides, args.repeats, scenes):
                 rows.append(row)

@@ -21,22 +21,32 @@ GROUPS, BATCH = 32, 16
 STAGES = {1: (3, 256, 128, 56), 2: (4, 512, 256, 28), 3: (6, 1024, 512, 14), 4: (3, 2048, 1024, 7)}
 
 
-def build_step(convolution, stage_number):
-    """A function that does one training step of the stage built of `convolution` layers."""
+def build_stage(convolution, stage_number):
+    """A stage whose grouped convolutions are `convolution` layers."""
     import keras
-    import tensorflow as tf
 
-    from dgnet_keras.layers import GraphStage, blocks
+    from dgnet_keras.layers import GraphStage, conv
+    from dgnet_keras.layers.blocks import BottleneckBlock
 
     num_blocks, channels, filters, size = STAGES[stage_number]
     keras.utils.set_random_seed(0)
-    with unittest.mock.patch.object(blocks, "GroupedConv2D", convolution):
+    with unittest.mock.patch.object(conv, "GroupedConv2D", convolution):
         nodes = [
-            blocks.BottleneckBlock(filters, out_channels=channels, groups=GROUPS, name=f"block_{i}")
+            BottleneckBlock(filters, out_channels=channels, groups=GROUPS, name=f"block_{i}")
             for i in range(num_blocks)
         ]
         stage = GraphStage(nodes, wiring="chain", name="stage")
         stage.build((None, size, size, channels))
+    return stage
+
+
+def build_step(convolution, stage_number):
+    """A function that does one training step of `build_stage`."""
+    import keras
+    import tensorflow as tf
+
+    _, channels, _, size = STAGES[stage_number]
+    stage = build_stage(convolution, stage_number)
     optimizer = keras.optimizers.SGD(0.01)
     optimizer.build(stage.trainable_variables)
     images = tf.random.stateless_normal((BATCH, size, size, channels), (0, 0))

@@ -25,9 +25,12 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import ablation, accuracy
+from benchmarks import finished_runs
+from benchmarks.accuracy_runs import load_images
+from benchmarks.accuracy_studies import WEIGHTS
+from benchmarks.measure import ROOT
 
-OUTPUT = accuracy.ROOT / "benchmarks" / "results" / "headroom.jsonl"
+OUTPUT = ROOT / "benchmarks" / "results" / "headroom.jsonl"
 FIT, CHOOSE = 20_000, 5_000
 STEPS = (0.0, *(10.0 ** (k / 2) for k in range(-6, 5)))
 BATCH = 500
@@ -195,8 +198,8 @@ def measure(job, images):
     """The figures of one finished run; see the module.
 
     Args:
-        job: a `benchmarks.accuracy.Job` whose weights are in its workdir.
-        images: file of `benchmarks.accuracy.save_images`.
+        job: a `benchmarks.accuracy_studies.Job` whose weights are in its workdir.
+        images: file of `benchmarks.accuracy_runs.save_images`.
 
     Returns:
         Dict: the run's identity, `accuracy` and `loss` on the test images (dicts of `own`,
@@ -208,9 +211,9 @@ def measure(job, images):
     from train.classification.model import create_model
 
     recipe = dataclasses.replace(job.recipe, dtype="float32")
-    data = accuracy.load_images(job.recipe, images)
+    data = load_images(job.recipe, images)
     model = create_model(recipe, len(data.class_names))
-    model.load_weights(job.workdir / accuracy.WEIGHTS)
+    model.load_weights(job.workdir / WEIGHTS)
     network = Headroom(model)
     order = np.random.default_rng(0).permutation(len(data.train.labels))[: FIT + CHOOSE]
 
@@ -270,10 +273,10 @@ def table(rows):
 
 def main(argv=None):
     """Measures every finished run of the wiring that has not been."""
-    parser = ablation.make_parser("headroom", __doc__, OUTPUT)
+    parser = finished_runs.make_parser("headroom", __doc__, OUTPUT)
     parser.add_argument("--wiring", default="learned", choices=("learned", "dynamic"))
     args = parser.parse_args(argv)
-    ablation.run("headroom", args, args.wiring, measure, table)
+    finished_runs.run("headroom", args, args.wiring, measure, table)
 
 
 if __name__ == "__main__":

@@ -140,16 +140,17 @@ def onednn_enabled():
         return None
 
 
-def machine_suffix():
-    """What tells files of rows apart by machine: `"_onednn"`, `"_avx512"`, both, or neither.
-
-    TensorFlow is asked, in a process of its own, whether oneDNN is on.
-    """
+def onednn_elsewhere():
+    """`onednn_enabled`, asked in a process of its own, so that this one loads no TensorFlow."""
     question = "from benchmarks import measure; print(measure.onednn_enabled())"
     command = [sys.executable, "-c", question]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True).stdout
-    onednn = answer.split()[-1] == "True"
-    return "_onednn" * onednn + "_avx512" * (vector_extension() == "avx512")
+    return answer.split()[-1] == "True"
+
+
+def machine_suffix():
+    """What tells files of rows apart by machine: `"_onednn"`, `"_avx512"`, both, or neither."""
+    return "_onednn" * onednn_elsewhere() + "_avx512" * (vector_extension() == "avx512")
 
 
 def vector_extension():

@@ -4,7 +4,7 @@ python -m benchmarks.training engine [--output FILE]
 python -m benchmarks.training input --cifar10 DIR --coco TAR [--output FILE]
 
 `engine`: the same training steps of `resnet20_cifar` (dynamic, batch 128, float32, SGD with
-Nesterov momentum, metrics on) from the same batches in memory, through `train.task.Trainer` and
+Nesterov momentum, metrics on) from the same batches in memory, through the recipes' `Trainer` and
 through `model.fit`, in turns in one process; medians of images/s and the ratio. Some rounds of
 `fit` idle here (5.11 s of wall clock, whatever the round, for 3 s of computing): the ratio of the
 fastest rounds leaves that out.
@@ -33,22 +33,19 @@ JPEGS = 1000
 RECORD_FILES = 8
 
 
-def measure_engine():
-    """Images/s of both ways of training, and their ratio."""
+def engine_and_fit():
+    """The two ways of training `STEPS` steps: functions without arguments, and the batch size."""
     import keras
     import numpy as np
     import tensorflow as tf
 
     from train import strategies
-    from train.classification import datasets, input_pipeline, optimizers, recipes, task
+    from train.classification import datasets, input_pipeline, optimizers, task
     from train.classification.model import create_model
+    from train.classification.recipes import get_recipe
 
-    recipe = dataclasses.replace(
-        recipes.get_recipe("cifar10_resnet20"),
-        random_flip=False,
-        random_shift=0,
-        weight_decay=0.0,
-    )
+    augmented = get_recipe("cifar10_resnet20")
+    recipe = dataclasses.replace(augmented, random_flip=False, random_shift=0, weight_decay=0.0)
     rng = np.random.default_rng(0)
     split = datasets.Split(
         rng.integers(0, 10, 1280), images=rng.integers(0, 256, (1280, 32, 32, 3), "uint8")
@@ -83,14 +80,20 @@ def measure_engine():
     def through_fit():
         theirs.fit(triples, steps_per_epoch=STEPS, epochs=1, verbose=0, callbacks=[watching])
 
-    times = {"engine": [], "fit": []}
+    return {"engine": through_engine, "fit": through_fit}, recipe.batch_size
+
+
+def measure_engine():
+    """Images/s of both ways of training, and their ratio."""
+    ways, batch_size = engine_and_fit()
+    times = {name: [] for name in ways}
     for i in range(ROUNDS + 1):
-        for name, run in (("engine", through_engine), ("fit", through_fit)):
+        for name, run in ways.items():
             start = time.perf_counter()
             run()
             if i:  # the first traces
                 times[name].append(time.perf_counter() - start)
-    rates = {k: STEPS * recipe.batch_size / statistics.median(v) for k, v in times.items()}
+    rates = {k: STEPS * batch_size / statistics.median(v) for k, v in times.items()}
     ratios = [f / e for e, f in zip(times["engine"], times["fit"], strict=True)]
     return {
         "engine_images_per_second": round(rates["engine"], 1),

@@ -1,66 +1,50 @@
-"""What a set of images' connectivity says: path diversity, like images, health of the routers.
+"""What a set of images' connectivity says: path diversity, like images, figures for training.
 
-Works on arrays, as `dgnet_keras.adjacency` returns them, with NumPy alone; imports nothing from
-the package. The measures are this implementation's own choice of standard ones.
+Works on arrays, as `dgnet_keras.adjacency` returns them, with NumPy alone. The measures are this
+implementation's own choice of standard ones.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-RARE = 0.001
-CONSTANT = 0.01
+from dgnet_keras.edge_statistics import (
+    EdgeStatistics,
+    check_adjacency_batch,
+    edges_of,
+    used_nodes,
+)
+from dgnet_keras.router_health import CONSTANT, MESSAGES, RARE, Finding, router_health
+
+__all__ = [
+    "CONSTANT",
+    "HEAT_MAP_PIXELS",
+    "MESSAGES",
+    "RARE",
+    "EdgeStatistics",
+    "Finding",
+    "binary_entropy",
+    "check_adjacency",
+    "check_adjacency_batch",
+    "check_labels",
+    "edge_metrics",
+    "edges_of",
+    "entropy",
+    "flat_edges",
+    "heat_map",
+    "metrics",
+    "mutual_information",
+    "nearest_images",
+    "path_diversity",
+    "paths",
+    "router_health",
+    "used_nodes",
+]
+
 HEAT_MAP_PIXELS = 128
-
-# What `router_health` says of each kind of finding.
-MESSAGES = {
-    "collapsed": "The routers of these stages give every image the same edge weights ({details}): "
-    "they have collapsed, or have not learned yet. Try more epochs, or a higher "
-    "router_lr_multiplier. If it stays so, wiring='learned' gives the same network for less.",
-    "dead_nodes": "Hardly any image uses these blocks ({details}): no open edges lead to them, or "
-    "from them to the output. Unused blocks do not learn. Try a lower threshold, or a lower "
-    "router_lr_multiplier: routers that are ahead of the blocks close what has not learned yet.",
-    "dead_edges": "Most edges are closed for (almost) every image ({details}). A network that "
-    "started as its static twin may need more epochs. Try a lower threshold.",
-    "always_open": "Every edge is open for every image: edge weights differ by image, paths do "
-    "not. Try a higher threshold (the mean of the edges' weights is {weight}).",
-}
-
-
-def check_adjacency(adjacency: dict[str, np.ndarray]) -> int:
-    """Number of images of a whole adjacency.
-
-    Raises:
-        ValueError: unless it is a dict of finite arrays (images, N + 1, N + 1), at least one of
-            them, all of the same number of images.
-    """
-    if not isinstance(adjacency, dict):
-        raise ValueError(
-            "An adjacency is a dict of stage name to array, see dgnet_keras.adjacency. "
-            f"Received: {type(adjacency).__name__}"
-        )
-    if not adjacency:
-        raise ValueError("There is no adjacency: the model has no stage with edges.")
-    shapes = {name: np.shape(matrix) for name, matrix in adjacency.items()}
-    for name, shape in shapes.items():
-        if len(shape) != 3 or shape[1] != shape[2]:
-            raise ValueError(
-                "An adjacency must be of shape (images, N + 1, N + 1). "
-                f"Received: {shape} in {name!r}"
-            )
-        if not np.isfinite(adjacency[name]).all():
-            bad = int((~np.isfinite(adjacency[name])).any(axis=(1, 2)).sum())
-            raise ValueError(
-                f"Edge weights must be finite. Received: {bad} of {shape[0]} images with NaN or "
-                f"infinite ones in {name!r}: has training diverged?"
-            )
-    counts = {shape[0] for shape in shapes.values()}
-    if len(counts) > 1 or 0 in counts:
-        raise ValueError(f"Every stage must have the same images, at least 1. Received: {shapes}")
-    return counts.pop()
+check_adjacency = check_adjacency_batch
 
 
 def check_labels(
@@ -93,11 +77,6 @@ def check_labels(
     return whole
 
 
-def edges_of(matrix: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (sources, targets) of the possible edges of an adjacency (..., N + 1, N + 1)."""
-    return np.triu_indices(np.shape(matrix)[-1], k=1)
-
-
 def flat_edges(adjacency: dict[str, np.ndarray]) -> np.ndarray:
     """All possible edges' weights, graph after graph: float (images, edges)."""
     columns = [np.asarray(matrix)[:, *edges_of(matrix)] for matrix in adjacency.values()]
@@ -114,7 +93,7 @@ def paths(adjacency: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         Tuple of the number of each image's path, int (images,), and the paths, bool
         (paths, edges), the most frequent first (ties: as they sort).
     """
-    check_adjacency(adjacency)
+    check_adjacency_batch(adjacency)
     found, numbers, counts = np.unique(
         flat_edges(adjacency) > 0, axis=0, return_inverse=True, return_counts=True
     )
@@ -179,7 +158,7 @@ def path_diversity(
     Raises:
         ValueError: if there are no edges, or not one label an image.
     """
-    images = check_adjacency(adjacency)
+    images = check_adjacency_batch(adjacency)
     if labels is not None:
         labels = check_labels(labels, images)
         rng = np.random.default_rng(seed)
@@ -283,7 +262,7 @@ def nearest_images(
         ValueError: if there are no edges.
         IndexError: if there is no such image.
     """
-    images = check_adjacency(adjacency)
+    images = check_adjacency_batch(adjacency)
     if not 0 <= index < images:
         raise IndexError(f"`index` must be in [0, {images}). Received: {index}")
     weights = flat_edges(adjacency)
@@ -291,133 +270,3 @@ def nearest_images(
     order = np.argsort(distances, kind="stable")
     order = order[order != index][:count]
     return order, distances[order]
-
-
-@dataclasses.dataclass(frozen=True)
-class EdgeStatistics:
-    """What the routers' health is told from; all over the same images.
-
-    Attributes:
-        open_rate: dict of stage name to the share of images that keep each edge open, float
-            (N + 1, N + 1).
-        mean_weight: likewise, mean of the edge weights, closed edges as 0.
-        weight_std: likewise, standard deviation over images.
-        node_rate: dict of stage name to the share of images that use each node, float (N + 1,):
-            it lies on a path of open edges from node 0 to the output.
-    """
-
-    open_rate: dict[str, np.ndarray]
-    mean_weight: dict[str, np.ndarray]
-    weight_std: dict[str, np.ndarray]
-    node_rate: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, adjacency: dict[str, np.ndarray]) -> Self:
-        """Of the images of an adjacency, a dict of arrays (images, N + 1, N + 1)."""
-        check_adjacency(adjacency)
-        matrices = {name: np.asarray(matrix, "float64") for name, matrix in adjacency.items()}
-        return cls(
-            {name: (matrix > 0).mean(axis=0) for name, matrix in matrices.items()},
-            {name: matrix.mean(axis=0) for name, matrix in matrices.items()},
-            {name: matrix.std(axis=0) for name, matrix in matrices.items()},
-            {name: used_nodes(matrix > 0).mean(axis=0) for name, matrix in matrices.items()},
-        )
-
-
-def used_nodes(is_open: np.ndarray) -> np.ndarray:
-    """Which nodes lie on a path of open edges from node 0 to the output.
-
-    Args:
-        is_open: bool (images, N + 1, N + 1).
-
-    Returns:
-        bool (images, N + 1).
-    """
-    size = is_open.shape[-1]
-    from_first = np.zeros(is_open.shape[:2], bool)
-    to_output = np.zeros(is_open.shape[:2], bool)
-    from_first[:, 0] = to_output[:, -1] = True
-    for node in range(1, size):
-        from_first[:, node] = (is_open[:, :node, node] & from_first[:, :node]).any(axis=1)
-    for node in range(size - 2, -1, -1):
-        to_output[:, node] = (is_open[:, node, node + 1 :] & to_output[:, node + 1 :]).any(axis=1)
-    return from_first & to_output
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something wrong with a network's routers.
-
-    Attributes:
-        kind: `"collapsed"`, `"dead_edges"`, `"dead_nodes"` or `"always_open"`.
-        stages: names of the stages (or graphs) concerned.
-        message: what was found, and what to try, in plain words.
-    """
-
-    kind: str
-    stages: tuple[str, ...]
-    message: str
-
-
-def router_health(statistics: EdgeStatistics | dict[str, np.ndarray]) -> list[Finding]:
-    """What is wrong with the routers, if anything.
-
-    - `collapsed`: in a stage no edge opens or closes by image, and no edge's weight has a standard
-      deviation over images of more than 1 % of its mean: the wiring is the same for every image.
-    - `dead_nodes`: blocks that at most 0.1 % of the images use: no open edges lead there, or from
-      there to the output. They hardly get a gradient either.
-    - `dead_edges`: more than half of a stage's edges are open for at most 0.1 % of the images.
-    - `always_open`: in no stage does any edge close for more than 0.1 % of the images: weights
-      differ by image, paths do not. (A stage all of whose edges stay open is no fault while
-      another's do not.)
-
-    To be asked of `dynamic` networks; wiring that is meant to be the same for every image is found
-    to be just that. Edges and nodes are judged by the images at hand: some hundreds, of all
-    classes, are needed.
-
-    Args:
-        statistics: `EdgeStatistics`, or an adjacency, a dict of arrays (images, N + 1, N + 1).
-
-    Returns:
-        List of `Finding`; empty for a healthy network.
-
-    Raises:
-        ValueError: if there are no edges, or only one image.
-    """
-    if not isinstance(statistics, EdgeStatistics):
-        if check_adjacency(statistics) < 2:
-            raise ValueError("The routers' health needs at least 2 images. Received: 1")
-        statistics = EdgeStatistics.of(statistics)
-    found: dict[str, dict[str, str]] = {kind: {} for kind in MESSAGES}
-    for name, rates in statistics.open_rate.items():
-        edges = edges_of(rates)
-        rate = rates[edges]
-        mean, std = statistics.mean_weight[name][edges], statistics.weight_std[name][edges]
-        differs = (rate > RARE) & (rate < 1 - RARE)
-        if not differs.any() and (std <= CONSTANT * np.maximum(mean, 1e-12)).all():
-            found["collapsed"][name] = name
-        unused = np.flatnonzero(statistics.node_rate[name][:-1] <= RARE)
-        if unused.size:
-            found["dead_nodes"][name] = f"{name}: {', '.join(map(str, unused))}"
-        dead = np.mean(rate <= RARE)
-        if dead > 0.5:
-            found["dead_edges"][name] = f"{dead:.0%} in {name}"
-        if (rate >= 1 - RARE).all():
-            found["always_open"][name] = name
-    stages = set(statistics.open_rate)
-    if set(found["always_open"]) != stages or set(found["collapsed"]) == stages:
-        found["always_open"] = {}
-    weight = _mean_of_edges(statistics.mean_weight)
-    return [
-        Finding(
-            kind,
-            tuple(details),
-            MESSAGES[kind].format(details="; ".join(details.values()), weight=f"{weight:.2f}"),
-        )
-        for kind, details in found.items()
-        if details
-    ]
-
-
-def _mean_of_edges(matrices):
-    return np.concatenate([matrix[edges_of(matrix)] for matrix in matrices.values()]).mean()

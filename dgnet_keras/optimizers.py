@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from dgnet_keras.convert import is_wiring_weight
+from dgnet_keras.weights import is_wiring_weight
 
 if TYPE_CHECKING:  # the mix-in is for optimizers, and calls their methods
     from keras.optimizers import Optimizer as _Optimizer

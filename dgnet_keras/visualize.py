@@ -2,7 +2,7 @@
 
 Every function takes the adjacency of a set of images, as `dgnet_keras.adjacency` returns it, and
 returns a matplotlib `Figure`; save it with `figure.savefig(path)`. What the pictures show is
-computed by `dgnet_keras.connectivity`, which this module may import.
+computed by `dgnet_keras.connectivity`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dgnet_keras import connectivity
-from dgnet_keras.connectivity import check_adjacency, check_labels
+from dgnet_keras import connectivity, drawing
+from dgnet_keras.connectivity import check_adjacency_batch, check_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WEIGHT_COLORS = "viridis"
-RATE_COLORS = "Blues"
 MAX_PATHS = 12
 
 
@@ -49,26 +47,26 @@ def plot_adjacency_by_class(
     Raises:
         ValueError: if there is no adjacency to draw, or labels and adjacency differ in length.
     """
-    labels = check_labels(labels, check_adjacency(adjacency), class_names)
+    labels = check_labels(labels, check_adjacency_batch(adjacency), class_names)
     found = np.unique(labels)
     classes = found[:max_classes]
     rows = [(name, measure) for name in adjacency for measure in ("mean weight", "open rate")]
-    figure = _figure(1.5 + 1.3 * len(classes), 1.45 * len(rows))
+    figure = drawing.new_figure(1.5 + 1.3 * len(classes), 1.45 * len(rows))
     axes = figure.subplots(len(rows), len(classes), squeeze=False)
     for row, (name, measure) in zip(axes, rows, strict=True):
         values = adjacency[name] if measure == "mean weight" else adjacency[name] > 0
         means = [np.mean(values[labels == c], axis=0) for c in classes]
         top = 1.0 if measure == "open rate" else max(float(np.max(means)), 1e-6)
-        colors = WEIGHT_COLORS if measure == "mean weight" else RATE_COLORS
+        colors = drawing.WEIGHT_COLORS if measure == "mean weight" else drawing.RATE_COLORS
         for axis, mean in zip(row, means, strict=True):
-            image = _draw_adjacency(axis, mean, top, colors)
+            image = drawing.draw_adjacency(axis, mean, top, colors)
         row[0].set_ylabel(f"{name}\n{measure}", fontsize=8)
         figure.colorbar(image, ax=row.tolist(), shrink=0.9)
     for axis, c in zip(axes[0], classes, strict=True):
-        axis.set_title(_name(class_names, c), fontsize=9)
+        axis.set_title(drawing.name_of(class_names, c), fontsize=9)
     shown = "" if len(classes) == len(found) else f" ({len(classes)} of {len(found)} classes)"
     title = f"Connectivity by class: edge from node (row) to node (column){shown}"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 
 
@@ -98,18 +96,18 @@ def plot_adjacency_by_image(
     """
     count = min(_check_images(adjacency, images), max_images)
     rows = 1 + len(adjacency)
-    figure = _figure(1.2 + 1.3 * count, 1.45 * rows)
+    figure = drawing.new_figure(1.2 + 1.3 * count, 1.45 * rows)
     axes = figure.subplots(rows, count, squeeze=False)
     for k, axis in enumerate(axes[0]):
-        _draw_image(axis, images[k], _name(titles, k, ""))
+        drawing.draw_image(axis, images[k], drawing.name_of(titles, k, ""))
     for row, (name, matrices) in zip(axes[1:], adjacency.items(), strict=True):
         top = max(float(np.max(matrices[:count])), 1e-6)
         for axis, matrix in zip(row, matrices, strict=False):
-            drawn = _draw_adjacency(axis, matrix, top, WEIGHT_COLORS)
-            _cross_closed(axis, matrix)
+            drawn = drawing.draw_adjacency(axis, matrix, top, drawing.WEIGHT_COLORS)
+            drawing.cross_closed(axis, matrix)
         row[0].set_ylabel(name, fontsize=8)
         figure.colorbar(drawn, ax=row.tolist(), shrink=0.9)
-    figure.suptitle("Edge weights of single images (x: closed)", fontsize=10)
+    figure.suptitle("Edge weights of single images (x: closed)", fontsize=10, wrap=True)
     return figure
 
 
@@ -135,19 +133,18 @@ def plot_graph(
         ValueError: if there is no adjacency to draw.
         IndexError: if there is no such image.
     """
-    images = check_adjacency(adjacency)
+    images = check_adjacency_batch(adjacency)
     if index is not None and not 0 <= index < images:
         raise IndexError(f"`index` must be in [0, {images}). Received: {index}")
     chosen = slice(None) if index is None else slice(index, index + 1)
     largest = max(matrix.shape[1] for matrix in adjacency.values())
-    figure = _figure(min(1.5 + 1.0 * largest, 16), 1.9 * len(adjacency))
+    figure = drawing.new_figure(min(1.5 + 1.0 * largest, 16), 1.9 * len(adjacency))
     axes = figure.subplots(len(adjacency), 1, squeeze=False)[:, 0]
     for axis, (name, matrices) in zip(axes, adjacency.items(), strict=True):
-        matrices = np.asarray(matrices, "float64")[chosen]
-        _draw_graph(axis, matrices)
+        drawing.draw_graph(axis, np.asarray(matrices, "float64")[chosen])
         axis.set_ylabel(name, fontsize=9)
     shown = f"all {images} images" if index is None else f"image {index}"
-    figure.suptitle(title or f"Connectivity of {shown}", fontsize=10)
+    figure.suptitle(title or f"Connectivity of {shown}", fontsize=10, wrap=True)
     return figure
 
 
@@ -175,29 +172,20 @@ def plot_path_diversity(
         ValueError: if there is no adjacency to draw, or not one label an image.
     """
     found = connectivity.path_diversity(adjacency, labels)
-    numbers, distinct = connectivity.paths(adjacency)
+    numbers, _ = connectivity.paths(adjacency)
     given = np.zeros(len(numbers), int) if labels is None else labels
     labels = check_labels(given, len(numbers), class_names)
     classes = np.unique(labels)
     edges = max(len(connectivity.edges_of(m)[0]) for m in adjacency.values())
     width, rows = max(7.5, min(0.42 * edges + 4, 18)), len(adjacency)
     below = 1.2 + 0.22 * len(classes)
-    figure = _figure(width, 1.9 * rows + below)
+    figure = drawing.new_figure(width, 1.9 * rows + below)
     grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1.9] * rows + [below])
     for row, (name, stage) in enumerate(found["stages"].items()):
-        _draw_edges(figure.add_subplot(grid[row, 0]), figure.add_subplot(grid[row, 1]), name, stage)
+        left, right = (figure.add_subplot(grid[row, k]) for k in range(2))
+        drawing.draw_edges(left, right, name, stage)
     axis = figure.add_subplot(grid[rows, :])
-    columns = min(MAX_PATHS, len(distinct))
-    shares = (
-        np.array(
-            [np.bincount(numbers[labels == c], minlength=len(distinct))[:columns] for c in classes]
-        )
-        / np.bincount(np.searchsorted(classes, labels))[:, None]
-    )
-    image = axis.imshow(shares, vmin=0, vmax=1, cmap=RATE_COLORS, aspect="auto")
-    axis.set_yticks(range(len(classes)), [_name(class_names, c) for c in classes], fontsize=7)
-    axis.set_xticks(range(columns), range(1, columns + 1), fontsize=7)
-    axis.set_xlabel(f"path, of {len(distinct)}", fontsize=8)
+    image = drawing.draw_path_shares(axis, numbers, labels, class_names, MAX_PATHS)
     figure.colorbar(image, ax=axis, shrink=0.9, label="share of the class")
     text = f"{found['images']} images, {found['distinct_paths']} distinct paths"
     if len(classes) > 1:
@@ -206,7 +194,7 @@ def plot_path_diversity(
             f"({found['mutual_information_by_chance']:.3f} by chance, "
             f"{found['class_entropy']:.2f} at most)"
         )
-    figure.suptitle(text, fontsize=9)
+    figure.suptitle(text, fontsize=9, wrap=True)
     return figure
 
 
@@ -240,15 +228,17 @@ def plot_nearest_images(
     if not found:
         raise ValueError("`queries` must name at least one image. Received none.")
     columns = 1 + max(len(indices) for indices, _ in found)
-    figure = _figure(1.15 * columns, 1.4 * len(found) + 0.4)
+    figure = drawing.new_figure(1.15 * columns, 1.4 * len(found) + 0.4)
     axes = figure.subplots(len(found), columns, squeeze=False)
     for row, query, (indices, distances) in zip(axes, queries, found, strict=True):
         for axis in row:
             axis.axis("off")
-        _draw_image(row[0], images[query], _name(titles, query, "query"), weight="bold")
+        title = drawing.name_of(titles, query, "query")
+        drawing.draw_image(row[0], images[query], title, weight="bold")
         for axis, i, distance in zip(row[1:], indices, distances, strict=False):
-            _draw_image(axis, images[i], f"{_name(titles, i, '')}\n{distance:.3f}".strip())
-    figure.suptitle("Nearest images by edge weights (distance)", fontsize=10)
+            title = f"{drawing.name_of(titles, i, '')}\n{distance:.3f}".strip()
+            drawing.draw_image(axis, images[i], title)
+    figure.suptitle("Nearest images by edge weights (distance)", fontsize=10, wrap=True)
     return figure
 
 
@@ -281,7 +271,7 @@ def plot_macs(
         raise ValueError(f"`macs` must be of shape (images,). Received: {macs.shape}")
     shares = 100 * macs / total
     panels = 1 if labels is None else 2
-    figure = _figure(4.5 * panels, 3.2)
+    figure = drawing.new_figure(4.5 * panels, 3.2)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     axes[0].hist(shares, bins=min(30, max(5, len(np.unique(shares)))), color="tab:blue")
     axes[0].set(ylabel="images", title=f"mean {shares.mean():.2f} % of {total:,.0f} MACs")
@@ -289,7 +279,7 @@ def plot_macs(
         labels = check_labels(labels, len(shares), class_names)
         classes = np.unique(labels)
         axes[1].boxplot([shares[labels == c] for c in classes], orientation="horizontal", sym=".")
-        names = [_name(class_names, c) for c in classes]
+        names = [drawing.name_of(class_names, c) for c in classes]
         axes[1].set_yticks(range(1, len(classes) + 1), names, fontsize=7)
         axes[1].invert_yaxis()
     for axis in axes:
@@ -328,165 +318,23 @@ def plot_detections(
     Raises:
         ValueError: if boxes, scores and names differ in number, or boxes do not have 4 numbers.
     """
-    from matplotlib.patches import Rectangle
-
-    boxes = np.reshape(boxes, (-1, 4)) if not np.size(boxes) else np.asarray(boxes)
-    given = {"scores": scores, "names": names}
-    counts = {name: len(values) for name, values in given.items() if values is not None}
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or set(counts.values()) - {len(boxes)}:
-        raise ValueError(
-            "`boxes` must be (count, 4), and there must be a score and a name for each. "
-            f"Received: boxes of shape {boxes.shape}, {counts}"
-        )
     adjacency = adjacency or {}
-    figure = _figure(6.5 + 3.5 * bool(adjacency), max(4.5, 1.2 * len(adjacency)))
+    figure = drawing.new_figure(6.5 + 3.5 * bool(adjacency), max(4.5, 1.2 * len(adjacency)))
     columns = {"width_ratios": [1.8, 1]} if adjacency else {}
     grid = figure.add_gridspec(max(len(adjacency), 1), 1 + bool(adjacency), **columns)
-    axis = figure.add_subplot(grid[:, 0])
-    axis.imshow(image)
-    axis.set_axis_off()
-    for k, (top, left, bottom, right) in enumerate(boxes):
-        if scores is not None and scores[k] < least_score:
-            continue
-        name = "" if names is None else _plain(str(names[k]))
-        color = f"C{sum(map(ord, name)) % 10}"
-        size = (right - left, bottom - top)
-        axis.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=color, linewidth=2))
-        score = [] if scores is None else [f"{scores[k]:.2f}"]
-        text = " ".join([name] * bool(name) + score)
-        at_edge = top < 0.04 * len(image)
-        axis.text(
-            *(left, top, text),
-            fontsize=7,
-            va="top" if at_edge else "bottom",
-            clip_on=True,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1, "alpha": 0.8},
-        )
+    drawing.draw_boxes(figure.add_subplot(grid[:, 0]), image, boxes, scores, names, least_score)
     for row, (name, matrix) in enumerate(adjacency.items()):
         beside = figure.add_subplot(grid[row, 1])
-        _draw_graph(beside, np.asarray(matrix, "float64")[None])
+        drawing.draw_graph(beside, np.asarray(matrix, "float64")[None])
         beside.set_ylabel(name, fontsize=8)
-    figure.suptitle(_plain(str(title or "")), fontsize=10)
+    figure.suptitle(drawing.plain(title or ""), fontsize=10, wrap=True)
     return figure
 
 
-def _figure(width, height):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _name(names, index, default=None):
-    if names is None:
-        return str(index) if default is None else default
-    return _plain(names[index])
-
-
-def _plain(text):
-    """Text as it is: `$` does not start mathematics, and what is not UTF-8 becomes `?`."""
-    return str(text).encode("utf-8", "replace").decode().replace("$", r"\$")
-
-
 def _check_images(adjacency, images):
-    count = check_adjacency(adjacency)
+    count = check_adjacency_batch(adjacency)
     if len(images) != count:
         raise ValueError(
             f"Expected one image for each adjacency. Received: {len(images)} images, {count}"
         )
     return count
-
-
-def _draw_image(axis, image, title, **font):
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        low, high = float(image.min()), float(image.max())
-        image = (image - low) / max(high - low, 1e-12)
-    limits = {"vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
-    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", **limits)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    if title:
-        axis.set_title(title, fontsize=8, **font)
-
-
-def _possible(size):
-    return np.triu(np.ones((size, size), bool), k=1)
-
-
-def _draw_adjacency(axis, matrix, top, colors):
-    """Draws one adjacency; entries below the diagonal cannot be edges and stay gray."""
-    size = len(matrix)
-    axis.set_facecolor("lightgray")
-    shown = np.where(_possible(size), matrix, np.nan)[:-1, 1:]
-    image = axis.imshow(shown, vmin=0, vmax=top, cmap=colors)
-    axis.set_xticks(range(size - 1), [*map(str, range(1, size - 1)), "out"], fontsize=6)
-    axis.set_yticks(range(size - 1), range(size - 1), fontsize=6)
-    return image
-
-
-def _cross_closed(axis, matrix):
-    closed = _possible(len(matrix)) & (np.asarray(matrix) <= 0)
-    sources, targets = np.nonzero(closed)
-    axis.plot(targets - 1, sources, "x", color="white", markersize=4)
-
-
-def _draw_graph(axis, matrices):
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
-    size = matrices.shape[1]
-    is_open = matrices > 0
-    rate = is_open.mean(axis=0)
-    weight = matrices.sum(axis=0) / np.maximum(is_open.sum(axis=0), 1)
-    top = max(weight.max(), 1e-12)
-    for j, i in zip(*connectivity.edges_of(matrices), strict=True):
-        if not rate[j, i]:
-            continue
-        # A quadratic curve rises to half the height of its control point.
-        side = 0 if i == j + 1 else (-1 if i == size - 1 else 1)
-        height = 2 * side * (i - j) / (size - 1)
-        curve = Path([(j, 0), ((j + i) / 2, height), (i, 0)], [Path.MOVETO] + [Path.CURVE3] * 2)
-        axis.add_patch(
-            PathPatch(
-                curve,
-                fill=False,
-                linewidth=0.4 + 5 * weight[j, i] / top,
-                alpha=0.12 + 0.75 * rate[j, i],
-                edgecolor="tab:blue",
-                capstyle="butt",
-                zorder=1,
-            )
-        )
-    used = np.atleast_1d(connectivity.used_nodes(is_open).any(axis=0))
-    for node, name in enumerate([*map(str, range(size - 1)), "out"]):
-        color = "white" if used[node] else "0.8"
-        axis.plot(node, 0, "o", markersize=17, markerfacecolor=color, markeredgecolor="black")
-        axis.annotate(name, (node, 0), ha="center", va="center", fontsize=8, zorder=5)
-    axis.set(xlim=(-0.4, size - 0.6), ylim=(-1.15, 1.15), xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def _draw_edges(left, right, name, stage):
-    sources, targets = connectivity.edges_of(stage["open_rate"])
-    size = len(stage["open_rate"])
-    ends = [f"{j}→{'out' if i == size - 1 else i}" for j, i in zip(sources, targets, strict=True)]
-    positions = range(len(ends))
-    rates = stage["open_rate"][sources, targets]
-    left.bar(positions, rates, color="tab:blue")
-    for k, bits in enumerate(stage["edge_entropy"][sources, targets]):
-        if bits > 0.005:
-            left.annotate(f"{bits:.2f}", (k, rates[k]), ha="center", va="bottom", fontsize=6)
-    left.set(ylim=(0, 1.15), title=f"{name}: open rate (entropy, bits)")
-    right.bar(
-        positions,
-        stage["mean_weight"][sources, targets],
-        yerr=stage["weight_std"][sources, targets],
-        color="tab:green",
-        ecolor="0.3",
-    )
-    right.set_title(f"{name}: mean weight ± std over images")
-    for axis in (left, right):
-        axis.title.set_fontsize(8)
-        axis.tick_params(labelsize=6)
-        axis.set_xticks(positions, ends, rotation=90 if len(ends) > 10 else 0)

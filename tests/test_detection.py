@@ -22,9 +22,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 L2 = tf_keras.regularizers.L2(1e-2)
 
 
-def garden(row="resnet_basic", size=16, **kwargs):
+def garden(row="resnet_basic", **kwargs):
     backbone = catalog.randomize(catalog.create(row, num_classes=None))
-    return detection.GardenBackbone(backbone, input_shape=(size, size, 3), **kwargs)
+    return detection.GardenBackbone(backbone, input_shape=(16, 16, 3), **kwargs)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(r, marks=pytest.mark.xdist_group(f"garden_{r}")) for r in catalog.CATALOG],
+)
+def trained(request):
+    """A row of the catalog, its layer after a training step, and the step's gradients."""
+    layer = garden(request.param)
+    return request.param, layer, gradient_step(layer, catalog.images())
 
 
 def functional(layer):
@@ -43,22 +53,23 @@ def gradient_step(layer, images):
     return tape.gradient(total, layer.trainable_weights)
 
 
-@pytest.mark.parametrize("row", catalog.CATALOG)
-def test_features_are_those_of_the_backbone(row):
-    layer, images = garden(row), catalog.images()
+def test_features_are_those_of_the_backbone(trained):
+    _, layer, gradients = trained
+    images = catalog.images()
     features = layer(images)
     expected = dict(layer.backbone.pyramid_outputs)
     assert set(features) == {name.removeprefix("P") for name in expected}
-    plain = keras.Model(layer.backbone.input, expected).predict(images, verbose=0)
+    plain = keras.Model(layer.backbone.input, expected)(images)
     for level, x in features.items():
         np.testing.assert_allclose(x, plain[f"P{level}"], rtol=1e-5, atol=1e-5)
         assert layer.output_specs[level].as_list() == [None, *x.shape[1:]]
-    assert all(g is not None for g in gradient_step(layer, images))
+    assert all(g is not None for g in gradients)
 
 
 def test_model_gardens_experiments_can_name_it():
     params = exp_factory.get_exp_config("fasterrcnn_resnetfpn_coco")
-    chosen = {"name": "resnet18", "wiring": "learned", "overrides": {"depths": [1, 2, 1, 1]}}
+    small = {"depths": [1, 2, 1, 1], "widths": [4, 8, 8, 16]}
+    chosen = {"name": "resnet18", "wiring": "learned", "overrides": small}
     params.override({"task": {"model": {"backbone": {"type": "dgnet", "dgnet": chosen}}}})
     config = params.task.model.backbone
     again = backbones.Backbone(config.as_dict())
@@ -69,7 +80,7 @@ def test_model_gardens_experiments_can_name_it():
             NormActivation(norm_momentum=0.7, use_sync_bn=True),
         )
         assert list(layer.output_specs) == ["2", "3", "4", "5"]
-        assert layer.output_specs["5"].as_list() == [None, 2, 3, 512]
+        assert layer.output_specs["5"].as_list() == [None, 2, 3, 16]
         assert layer.backbone.wiring == "learned"
         norms = [x for x in layer.backbone._flatten_layers() if hasattr(x, "moving_mean")]
         assert {(x.momentum, x.synchronized) for x in norms} == {(0.7, True)}
@@ -133,10 +144,8 @@ def test_regularization_reaches_the_model_that_holds_it():
     np.testing.assert_allclose(tf.add_n(model.losses), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("row", catalog.CATALOG)
-def test_a_checkpoint_holds_every_weight(row, tmp_path):
-    layer = garden(row)
-    gradient_step(layer, catalog.images())  # moves the statistics
+def test_a_checkpoint_holds_every_weight(trained, tmp_path):
+    row, layer, _ = trained
     path = tf.train.Checkpoint(backbone=layer).write(str(tmp_path / "ckpt"))
     fresh = detection.GardenBackbone(
         catalog.create(row, num_classes=None, seed=1), input_shape=(16, 16, 3)
@@ -185,15 +194,14 @@ def test_a_saved_model_needs_no_keras(tmp_path):
 
 
 def test_two_devices_compute_what_one_does(tmp_path):
+    subprocess.run(
+        [sys.executable, ROOT / "tests" / "garden_mirrored.py", tmp_path],
+        check=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )
     values = []
     for devices in (1, 2):
-        output = tmp_path / f"{devices}.npz"
-        subprocess.run(
-            [sys.executable, ROOT / "tests" / "garden_mirrored.py", str(devices), output],
-            check=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        )
-        with np.load(output) as file:
+        with np.load(tmp_path / f"{devices}.npz") as file:
             values.append(dict(file))
     assert len(values[0]) > 50
     assert set(values[0]) == set(values[1])

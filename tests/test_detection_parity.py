@@ -18,7 +18,7 @@ from official.vision.tasks import maskrcnn as maskrcnn_task
 
 from dgnet_keras import detection
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("detection_parity")]  # a fixture, once
 EPSILON = 1e-5
 NORM = common.NormActivation(norm_epsilon=EPSILON, norm_momentum=0.9, use_sync_bn=False)
 OURS = detection.Backbone(type="dgnet", dgnet=detection.DGNet(name="resnet50", wiring="chain"))
@@ -70,7 +70,7 @@ def copy_backbone(theirs, ours, rng):
         ours.variables_by_path[path].assign(source)
 
 
-def pad_alike(backbone):
+def pad_alike(backbone, monkeypatch):
     """Makes Model Garden's layers of stride 2 pad both sides alike."""
 
     def convolve(self, inputs, kernel):
@@ -85,22 +85,24 @@ def pad_alike(backbone):
     changed = 0
     for layer in layers_of(backbone):
         if isinstance(layer, tf_keras.layers.Conv2D) and layer.strides == (2, 2):
-            layer.convolution_op = types.MethodType(convolve, layer)
+            monkeypatch.setattr(layer, "convolution_op", types.MethodType(convolve, layer))
             changed += 1
         elif isinstance(layer, tf_keras.layers.MaxPool2D):
-            layer.call = types.MethodType(pool, layer)
+            monkeypatch.setattr(layer, "call", types.MethodType(pool, layer))
             changed += 1
     assert changed == 1 + 1 + 3 * 2
 
 
-def build_backbone(config, size):
-    specs = tf_keras.layers.InputSpec(shape=[None, size, size, 3])
-    return factory.build_backbone(specs, config, NORM)
+@pytest.fixture(scope="module")
+def both():
+    """Model Garden's backbone and ours, for images of any size."""
+    specs = tf_keras.layers.InputSpec(shape=[None, None, None, 3])
+    return [factory.build_backbone(specs, config, NORM) for config in (THEIRS, OURS)]
 
 
 @pytest.mark.parametrize("size", [65, 129])
-def test_features_agree_where_both_pad_alike(size, rng):
-    theirs, ours = (build_backbone(config, size) for config in (THEIRS, OURS))
+def test_features_agree_where_both_pad_alike(size, both, rng):
+    theirs, ours = both
     copy_backbone(theirs, ours, rng)
     images = rng.normal(size=(2, size, size, 3)).astype("float32")
     for training in (False, True):
@@ -111,12 +113,12 @@ def test_features_agree_where_both_pad_alike(size, rng):
             np.testing.assert_allclose(found[level] / scale, x / scale, atol=1e-4)
 
 
-def test_features_differ_by_the_padding_alone(rng):
-    theirs, ours = (build_backbone(config, 64) for config in (THEIRS, OURS))
+def test_features_differ_by_the_padding_alone(both, rng, monkeypatch):
+    theirs, ours = both
     copy_backbone(theirs, ours, rng)
     images = rng.normal(size=(2, 64, 64, 3)).astype("float32")
     found, before = ours(images), theirs(images)
-    pad_alike(theirs)
+    pad_alike(theirs, monkeypatch)
     after = theirs(images)
     for level, x in after.items():
         scale = np.abs(x).max()
@@ -179,7 +181,7 @@ def loss_and_gradients(task, model, inputs):
     return losses, gradients
 
 
-def test_a_training_step_of_faster_rcnn_agrees(rng):
+def test_a_training_step_of_faster_rcnn_agrees(rng, monkeypatch):
     tasks = [build_task(config) for config in (THEIRS, OURS)]
     theirs, ours = (task.build_model() for task in tasks)
     copy_backbone(theirs.backbone, ours.backbone, rng)
@@ -187,7 +189,7 @@ def test_a_training_step_of_faster_rcnn_agrees(rng):
         parts = [getattr(model, name) for model in (theirs, ours)]
         source, target = (part[0] if isinstance(part, list) else part for part in parts)
         target.set_weights(source.get_weights())
-    pad_alike(theirs.backbone)
+    pad_alike(theirs.backbone, monkeypatch)
     inputs = batch(rng)
     found = [
         loss_and_gradients(task, model, inputs)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -22,10 +23,9 @@ MODELS = [
     "regnety_002",
 ]
 
-pytestmark = [
-    pytest.mark.skipif(not FOLDER.exists(), reason=f"needs timm's numbers: {FOLDER} is not there"),
-    pytest.mark.parametrize("name", MODELS),
-]
+pytestmark = pytest.mark.skipif(
+    not FOLDER.exists(), reason=f"needs timm's numbers: {FOLDER} is not there"
+)
 
 
 def make(name, **kwargs):
@@ -39,8 +39,23 @@ def make(name, **kwargs):
     return dg.create(variant, **options)
 
 
-def reference(name):
-    return np.load(FOLDER / f"{name}.npz")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.xdist_group(f"timm_{n}")) for n in MODELS],
+)
+def loaded(request):
+    """A model's `name`, its `file`, timm's `answers`, and with its weights `static`, `dynamic`."""
+    name = request.param
+    found = types.SimpleNamespace(
+        name=name,
+        file=FOLDER / f"{name}.safetensors",
+        answers=np.load(FOLDER / f"{name}.npz"),
+        static=make(name, wiring="chain"),
+        dynamic=make(name, init="static"),
+    )
+    for model in (found.static, found.dynamic):
+        dg.load_timm(model, found.file)
+    return found
 
 
 def check_close(found, expected):
@@ -48,67 +63,61 @@ def check_close(found, expected):
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
 
 
-def test_features_and_logits_equal_timms(name):
-    model = make(name, wiring="chain")
+def test_features_and_logits_equal_timms(loaded):
+    images = loaded.answers["images"]
+    check_close(loaded.static.backbone(images), loaded.answers["features"])
+    check_close(loaded.static(images), loaded.answers["logits"])
+
+
+def test_a_dynamic_network_starts_as_timms(loaded):
+    images = loaded.answers["images"]
+    np.testing.assert_array_equal(loaded.static(images), loaded.dynamic(images))
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "regnety_002"])
+def test_an_export_answers_as_timms(name, tmp_path):
+    """That every row's export computes what the model does is in `test_conformance.py`."""
+    model, answers = make(name, init="static"), np.load(FOLDER / f"{name}.npz")
     dg.load_timm(model, FOLDER / f"{name}.safetensors")
-    expected = reference(name)
-    check_close(model.backbone(expected["images"]), expected["features"])
-    check_close(model(expected["images"]), expected["logits"])
-
-
-def test_a_dynamic_network_starts_as_timms(name, tmp_path):
-    static, dynamic = make(name, wiring="chain"), make(name, init="static")
-    for model in (static, dynamic):
-        dg.load_timm(model, FOLDER / f"{name}.safetensors")
-    images = reference(name)["images"]
-    logits = dynamic(images)
-    np.testing.assert_array_equal(static(images), logits)
-    dynamic.preprocessing = dg.Preprocessing((96, 96), 1.0, mean=(0.0,), std=(1 / 255,))
-    exported = dg.export_saved_model(dynamic, tmp_path)
+    model.preprocessing = dg.Preprocessing((96, 96), 1.0, mean=(0.0,), std=(1 / 255,))
+    exported = dg.export_saved_model(model, tmp_path)
     served = tf.saved_model.load(str(exported)).signatures["predict_float"]
-    scale = np.abs(logits).max()
-    np.testing.assert_allclose(
-        served(tf.constant(images))["logits"] / scale, logits / scale, atol=1e-5
-    )
+    check_close(served(tf.constant(answers["images"]))["logits"], answers["logits"])
 
 
-def test_the_backbone_loads_alone(name):
-    path = FOLDER / f"{name}.safetensors"
-    whole = make(name, wiring="chain")
-    dg.load_timm(whole, path)
-    images = reference(name)["images"]
-    backbone = make(name, num_classes=None, wiring="chain")
-    dg.load_timm(backbone, path)
-    np.testing.assert_array_equal(backbone(images), whole.backbone(images))
-    other = make(name, num_classes=7, wiring="chain", seed=3)
+def test_the_backbone_loads_alone(loaded):
+    images = loaded.answers["images"]
+    features = loaded.static.backbone(images)
+    backbone = make(loaded.name, num_classes=None, wiring="chain")
+    dg.load_timm(backbone, loaded.file)
+    np.testing.assert_array_equal(backbone(images), features)
+    other = make(loaded.name, num_classes=7, wiring="chain", seed=3)
     head = other.get_layer("logits").get_weights()
     with pytest.warns(UserWarning, match="has 10 classes, the model 7"):
-        dg.load_timm(other, path)
-    np.testing.assert_array_equal(other.backbone(images), whole.backbone(images))
+        dg.load_timm(other, loaded.file)
+    np.testing.assert_array_equal(other.backbone(images), features)
     np.testing.assert_array_equal(other.get_layer("logits").get_weights()[0], head[0])
 
 
-def test_weights_of_another_architecture_change_nothing(name):
-    other = MODELS[(MODELS.index(name) + 1) % len(MODELS)]
-    model = make(name)
-    before = model.get_weights()
+def test_weights_of_another_architecture_change_nothing(loaded):
+    other = MODELS[(MODELS.index(loaded.name) + 1) % len(MODELS)]
+    before = loaded.dynamic.get_weights()
     with pytest.raises(ValueError, match=r"left as it was:\n  .*(only in the|expected)"):
-        dg.load_timm(model, FOLDER / f"{other}.safetensors")
-    for a, b in zip(before, model.get_weights(), strict=True):
+        dg.load_timm(loaded.dynamic, FOLDER / f"{other}.safetensors")
+    for a, b in zip(before, loaded.dynamic.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_tensor_that_is_missing_is_called_what_the_file_calls_it(name, tmp_path):
+def test_a_tensor_that_is_missing_is_called_what_the_file_calls_it(loaded, tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    arrays = load_file(FOLDER / f"{name}.safetensors")
+    arrays = load_file(loaded.file)
     missing = next(key for key, array in arrays.items() if array.ndim == 4)
     save_file({k: v for k, v in arrays.items() if k != missing}, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match=rf"\({re.escape(missing)}\): .* only in the model"):
-        dg.load_timm(make(name), tmp_path / "part.safetensors")
+        dg.load_timm(loaded.dynamic, tmp_path / "part.safetensors")
 
 
-def test_the_catalog_covers_the_family(name):
-    family = make(name, num_classes=None).family
+def test_the_catalog_covers_the_family(loaded):
     variants = {row["name"] for row in CATALOG.values()}
-    assert variants & set(dg.list_variants(family))
+    assert variants & set(dg.list_variants(loaded.static.backbone.family))

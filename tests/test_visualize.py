@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from dgnet_keras import visualize
 
@@ -103,20 +104,37 @@ def test_macs_are_a_share_of_the_whole_graph():
     assert [bar.get_height() for bar in bars] == [1, 2]
 
 
-def test_every_picture_can_be_written(adjacency, pictures, tmp_path):
-    labels = [0, 1] * 3
-    for k, figure in enumerate(
-        [
-            visualize.plot_adjacency_by_class(adjacency, labels),
-            visualize.plot_adjacency_by_image(adjacency, pictures[..., :1] / 255),
-            visualize.plot_graph(adjacency, 0, title="one"),
-            visualize.plot_path_diversity(adjacency, labels),
-            visualize.plot_nearest_images(adjacency, pictures, titles=list("abcdef")),
-            visualize.plot_macs([1, 2, 3], 4),
-        ]
-    ):
-        figure.savefig(tmp_path / f"{k}.png")
-        assert (tmp_path / f"{k}.png").stat().st_size > 1000
+def seen(figure):
+    """The figure as it is drawn: uint8 (height, width, 4), the first row at the top."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda adjacency, _: visualize.plot_adjacency_by_class(adjacency, [0, 1] * 3),
+        lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray),
+        lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray, max_images=1),
+        lambda adjacency, _: visualize.plot_graph(adjacency, 0, title="one"),
+        lambda adjacency, _: visualize.plot_path_diversity(adjacency, [0, 1] * 3),
+        lambda adjacency, gray: visualize.plot_nearest_images(
+            adjacency, gray, titles=list("abcdef")
+        ),
+        lambda *_: visualize.plot_macs([1, 2, 3], 4, [0, 0, 1]),
+    ],
+)
+def test_every_panel_shows_something_and_nothing_is_cut_off(adjacency, pictures, plot):
+    figure = plot(adjacency, pictures[..., :1] / 255)
+    pixels = seen(figure)
+    height = len(pixels)
+    for axis in figure.axes:
+        left, bottom, right, top = map(round, axis.get_window_extent().extents)
+        panel = pixels[height - top + 2 : height - bottom - 2, left + 2 : right - 2]
+        assert len(np.unique(panel.reshape(-1, 4), axis=0)) > 1, axis.get_title()
+    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (border == 255).all()
 
 
 def test_bad_input_is_named(adjacency, pictures):
