@@ -1,9 +1,9 @@
-"""The tables of README.md and docs/performance.md, from the rows that `benchmarks.speed` measured.
+"""The tables of docs/performance.md, from the rows that `benchmarks.speed` measured.
 
 python -m benchmarks.speed_markdown benchmarks/results/speed_models.json [--overview]
 
 Prints Markdown rows of the tables `models` (networks against their static twins, then static twins
-against their peers), `nodes`, `sizes` and `batches`; with `--overview` those of the README.
+against their peers), `nodes`, `sizes` and `batches`; with `--overview` its first table.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=pathlib.Path, help="speed_TABLE*.json")
-    parser.add_argument("--overview", action="store_true", help="the README's rows, of models")
+    parser.add_argument("--overview", action="store_true", help="the rows of the first table, of models")
     args = parser.parse_args(argv)
     rows = json.loads(args.file.read_text())
     for line in overview(rows) if args.overview else lines(rows):

@@ -16,11 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def row(name, reference):
     """The cells of one variant."""
-    import dgnet_keras as dg
-    from dgnet_keras.commands.listing import input_shape, overhead, wiring_parameters
+    from dgnet_keras.commands.listing import count_variant, overhead, wiring_parameters
 
-    model = dg.create(name, input_shape=input_shape(name, None))
-    counted = dg.count_macs(model)
+    model, counted = count_variant(name, None)
     added = overhead(counted, model)
     parameters = counted["parameters"] - wiring_parameters(model)
     macs = counted["by_kind"]["convolution"] + counted["by_kind"]["dense"]

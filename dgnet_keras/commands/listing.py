@@ -1,5 +1,7 @@
 """python -m dgnet_keras list | info NAME: parameters, MACs and edges of the variants."""
 
+import math
+
 
 def add_parsers(commands):
     """Adds the parsers of `list` and `info`, each with the function `run`."""
@@ -34,7 +36,7 @@ def wiring_parameters(model):
     """Number of parameters of routers, gates and edge logits."""
     from dgnet_keras.convert import is_wiring_weight
 
-    return sum(v.value.shape.num_elements() for v in model.weights if is_wiring_weight(v.path))
+    return sum(math.prod(v.shape) for v in model.weights if is_wiring_weight(v.path))
 
 
 def overhead(counted, model):
@@ -61,6 +63,17 @@ def input_shape(name, image_size):
     return (size, size, 3)
 
 
+def count_variant(name, image_size, **options):
+    """A variant's model, whose weights have no values and take no memory, and its counts."""
+    import keras
+
+    import dgnet_keras as dg
+
+    with keras.StatelessScope(initialize_variables=False):
+        model = dg.create(name, input_shape=input_shape(name, image_size), **options)
+    return model, dg.count_macs(model)
+
+
 def list_command(args):
     """Prints a row a variant as it is counted."""
     import keras
@@ -72,8 +85,7 @@ def list_command(args):
         f"{'+parameters':>13}{'+router MACs':>14}{'+edge MACs':>12}"
     )
     for name in dg.list_variants(args.family):
-        model = dg.create(name, input_shape=input_shape(name, args.image_size))
-        counted = dg.count_macs(model)
+        model, counted = count_variant(name, args.image_size)
         added = overhead(counted, model)
         edges = sum(edges for s in model.backbone.stages for _, _, edges in s.describe())
         print(
@@ -87,15 +99,9 @@ def list_command(args):
 
 def info_command(args):
     """Prints one variant's spec, stages and counts."""
-    import dgnet_keras as dg
-
-    model = dg.create(
-        args.name,
-        num_classes=args.num_classes,
-        input_shape=input_shape(args.name, args.image_size),
-        max_nodes=args.max_nodes,
+    model, counted = count_variant(
+        args.name, args.image_size, num_classes=args.num_classes, max_nodes=args.max_nodes
     )
-    counted = dg.count_macs(model)
     print(f"{args.name}: {model.backbone.spec}")
     print(f"images: {' x '.join(map(str, model.input_shape[1:]))}, classes: {args.num_classes}")
     print(f"\n{'graph':<16}{'nodes':>6}{'edges':>7}   features (height x width x channels)")

@@ -157,7 +157,7 @@ IMAGENET = Recipe(
 )
 
 RECIPES = {
-    # The main job of `make demo`; see README for its measured result.
+    # The main job of `make demo`; its measured result is in docs/index.md.
     "digits_resnet20": Recipe(
         model="resnet20_cifar",
         dataset="digits",
