@@ -83,7 +83,7 @@ class Headroom:
     def __init__(self, model):
         import tensorflow as tf
 
-        from dgnet_keras.adjacency import connectivity_model
+        from dgnet_keras.adjacencies import connectivity_model
 
         self.model = model
         connectivity = connectivity_model(model)

@@ -9,7 +9,7 @@ if sys.argv[:1] == ["-m"]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from dgnet_keras import connectivity, layers, optimizers
-from dgnet_keras.adjacency import adjacency, with_adjacency
+from dgnet_keras.adjacencies import adjacency, with_adjacency
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone
 from dgnet_keras.callbacks import ConnectivityMonitor, RouterHealthWarning

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity
-from dgnet_keras.adjacency import connectivity_model
+from dgnet_keras.adjacencies import connectivity_model
 
 
 class RouterHealthWarning(UserWarning):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.adjacency import adjacency
+from dgnet_keras.adjacencies import adjacency
 from dgnet_keras.layers.blocks import ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.conv import ConvNormAct
 from dgnet_keras.layers.graph import GraphStage

@@ -22,7 +22,7 @@ from official.modeling import hyperparams
 from official.vision.configs import backbones as backbone_configs
 from official.vision.modeling.backbones import factory
 
-from dgnet_keras.adjacency import adjacency
+from dgnet_keras.adjacencies import adjacency
 from dgnet_keras.backbones.base import Backbone as KerasBackbone
 from dgnet_keras.backbones.base import construction_scope
 from dgnet_keras.classifier import create

@@ -7,7 +7,7 @@ import tensorflow as tf
 from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
-from dgnet_keras.adjacency import adjacency_at
+from dgnet_keras.adjacencies import adjacency_at
 
 pytestmark = pytest.mark.parametrize("row", CATALOG)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from dgnet_keras.adjacency import adjacency_at
+from dgnet_keras.adjacencies import adjacency_at
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.preprocessing import Preprocessing
 
