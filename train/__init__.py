@@ -1,1 +1,1 @@
-"""Training of Dynamic Graph Networks: recipes, input, engine and commands. Runs from a checkout."""
+"""Training of Dynamic Graph Networks: recipes, input, loop and commands. Runs from a checkout."""
