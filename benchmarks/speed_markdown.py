@@ -143,9 +143,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=pathlib.Path, help="speed_TABLE*.json")
-    parser.add_argument(
-        "--overview", action="store_true", help="the first table, of models"
-    )
+    parser.add_argument("--overview", action="store_true", help="the first table, of models")
     args = parser.parse_args(argv)
     rows = json.loads(args.file.read_text())
     for line in overview(rows) if args.overview else lines(rows):
