@@ -32,10 +32,10 @@ def build_step(config, overrides, wiring, scenes):
     """A function without arguments that does one training step."""
     import tensorflow as tf
 
-    from train.classification.recipes import get_recipe
     from train.detection.data import load_data
     from train.detection.recipes import RECIPES
     from train.detection.run import DetectionRun
+    from train.recipes import get_recipe
 
     recipe = get_recipe(config, [*overrides, f"wiring={wiring}"], RECIPES)
     data = load_data(recipe, scenes, scenes)

@@ -204,13 +204,11 @@ def _optimizer(recipe, steps):
 class _CocoTask:
     """What is ours in both of Model Garden's detection tasks.
 
-    Attributes (set by `make_task`):
-        evaluator: a `Evaluator`.
-        initial_weights: function of a Keras 3 backbone that loads weights into it, or None.
+    Attributes:
+        evaluator: an `Evaluator`, set by `make_task`.
     """
 
     evaluator = None
-    initial_weights = None
 
     def build_metrics(self, training=True):
         """Model Garden's, with our evaluator in place of its own."""
@@ -233,12 +231,6 @@ class _CocoTask:
         batches = math.ceil(self.evaluator.image_count / batch_size)
         return dataset.repeat().take(math.ceil(batches / replicas) * replicas)
 
-    def initialize(self, model):
-        """Loads the backbone's weights; called where there is no checkpoint to go on from."""
-        super().initialize(model)
-        if self.initial_weights is not None:
-            self.initial_weights(model.backbone.backbone)
-
 
 class RcnnTask(_CocoTask, maskrcnn_task.MaskRCNNTask):
     """Faster R-CNN and Mask R-CNN."""
@@ -251,17 +243,16 @@ class RetinaNetTask(_CocoTask, retinanet_task.RetinaNetTask):
     """RetinaNet."""
 
 
-def make_task(params, evaluator, initial_weights=None):
+def make_task(params, evaluator):
     """The task of an experiment.
 
     Args:
         params: of `experiment`.
         evaluator: an `Evaluator`.
-        initial_weights: function of a Keras 3 backbone that loads weights into it, or None.
     """
     retina = isinstance(params.task, retinanet.RetinaNetTask)
     task = (RetinaNetTask if retina else RcnnTask)(params.task)
-    task.evaluator, task.initial_weights = evaluator, initial_weights
+    task.evaluator = evaluator
     return task
 
 
