@@ -32,11 +32,11 @@ from train_helpers import (
 import dgnet_keras as dg
 from train.checkpoints import of_variables, steps_in
 from train.classification.model import create_model
+from train.classification.recipes import get_recipe
 from train.detection import garden
 from train.detection.evaluator import BOX_FIGURES
 from train.detection.run import DetectionRun, dtype_policy, train
 from train.detection.scenes import make_digit_scenes
-from train.recipes import get_recipe
 from train.strategies import one_device
 from train.weights import BEST_WEIGHTS, save_weights
 
