@@ -6,11 +6,11 @@ import pytest
 from conftest import SHARED
 from nbclient import NotebookClient
 
-PER_CLASS = {"train": 100, "test": 40}  # fewer than the notebook's own, for a quick run
+PER_CLASS = {"train": 60, "test": 30}  # fewer than the notebook's own, for a quick run
 # The same for what notebooks make or repeat; as the JSON of a cell has it.
 QUICKER = {
     r"\"epochs=14\"": r"\"epochs=2\"",
-    "train=256, validation=32": "train=64, validation=32",
+    "train=256, validation=32": "train=32, validation=16",
 }
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
