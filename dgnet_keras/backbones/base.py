@@ -167,7 +167,7 @@ class Backbone(GraphModel):
         **options: Unpack[GraphKeywords],
     ) -> None:
         input_shape = check_input_shape(input_shape)
-        graph_options = GraphOptions(**options)
+        graph_options = GraphOptions.of(options)
         if isinstance(spec, str):
             name = name or spec
             spec = self.variant_spec(spec)

@@ -109,7 +109,7 @@ class GraphStage(keras.layers.Layer):
     ) -> None:
         # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
-        self.options = GraphOptions(**options).resolved()
+        self.options = GraphOptions.of(options).resolved()
         for option, value in self.options.keywords().items():
             setattr(self, option, value)
         self.blocks = list(blocks)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypedDict, TypeVar, get_args
 
-from dgnet_keras.checks import check_choice
+from dgnet_keras.checks import check_choice, closest
 from dgnet_keras.layers.gate import check_gate, gates
 from dgnet_keras.layers.wiring import wirings
 
@@ -102,6 +102,17 @@ class GraphOptions:
         return dataclasses.replace(
             self, threshold=float(self.threshold), edge_scale=float(self.resolved_edge_scale)
         )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """The options given as keyword arguments; `ValueError` names one that there is not."""
+        for name in options:
+            if name not in cls.names():
+                raise ValueError(
+                    f"Unknown option {name!r}.{closest(name, cls.names())} "
+                    f"Options: {', '.join(cls.names())}"
+                )
+        return cls(**options)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

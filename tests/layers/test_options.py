@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from typing import get_type_hints
 
+import keras
 import pytest
 from catalog import create
 
@@ -64,3 +65,10 @@ def test_none_stands_for_the_edge_scale_of_the_start():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         GraphOptions(**options)
+
+
+@pytest.mark.parametrize("make", [GraphStage, dg.DGResNet])
+def test_an_unknown_option_is_named(make):
+    first = "resnet18" if make is dg.DGResNet else [keras.layers.Conv2D(3, 3, name="block_0")]
+    with pytest.raises(ValueError, match=r"'treshold'.*Did you mean 'threshold'.*max_nodes"):
+        make(first, treshold=0.2)
