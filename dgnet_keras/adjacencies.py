@@ -47,7 +47,10 @@ def connectivity_model(model: keras.Model) -> keras.Model | None:
     """
     outputs = getattr(model, "adjacency_outputs", None)
     if outputs is None:
-        raise ValueError(f"`model` must be a backbone or classifier of dgnet_keras. Got: {model}")
+        raise ValueError(
+            "`model` must be a backbone or classifier of dgnet_keras. "
+            f"Received: {model}{_if_a_clone(model)}"
+        )
     return keras.Model(model.input, dict(outputs)) if outputs else None
 
 
@@ -76,9 +79,20 @@ def with_adjacency(model: keras.Model) -> keras.Model:
     if not outputs:
         raise ValueError(
             "`model` must be a backbone or classifier of dgnet_keras with at least one edge. "
-            f"Received: {model}"
+            f"Received: {model}{_if_a_clone(model)}"
         )
     return _GivenConnectivity(model, name=f"{model.name}_with_adjacency")
+
+
+def _if_a_clone(model):
+    """What to do where Keras has made a plain model of ours, as `clone_model` does."""
+    if any(isinstance(layer, GraphStage) for layer in getattr(model, "layers", ())):
+        return (
+            ". It has graph stages, so it may be what `keras.models.clone_model` makes. "
+            "`copy.deepcopy(model)` and `type(model).from_config(model.get_config())` keep the "
+            "class"
+        )
+    return ""
 
 
 class _GivenConnectivity(keras.Model):

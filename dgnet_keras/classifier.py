@@ -12,6 +12,8 @@ from dgnet_keras.backbones import FAMILIES
 from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, construction_scope
 from dgnet_keras.checks import closest
 from dgnet_keras.convert import load_weights
+from dgnet_keras.layers.composite import Change, Made
+from dgnet_keras.layers.initializers import next_seed
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -25,6 +27,8 @@ class Classifier(GraphModel):
         num_classes: number of classes.
         dropout: rate before the dense layer.
         name: of the model; None means the backbone's name.
+        trainable: False freezes all layers.
+        changes: of a copy: what was changed on its layers, as `get_config` gives it.
 
     Call arguments:
         images: preprocessed images (see `preprocessing`), (batch, height, width, channels).
@@ -46,22 +50,29 @@ class Classifier(GraphModel):
         *,
         dropout: float = 0.0,
         name: str | None = None,
+        trainable: bool = True,
+        changes: Mapping[str, Change] | None = None,
     ) -> None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 "`num_classes` must be a positive integer, or None in `create` for the backbone. "
                 f"Received: num_classes={num_classes!r}"
             )
+        made = Made(changes, seeds=True)
         with construction_scope(backbone.seed, "float32"):
-            x = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
+            layers = [keras.layers.GlobalAveragePooling2D(name="pool")]
             if dropout:
-                x = keras.layers.Dropout(dropout, name="dropout")(x)
-            logits = keras.layers.Dense(
-                num_classes,
-                name="logits",
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            )(x)
-        super().__init__(inputs=backbone.input, outputs=logits, name=name or backbone.name)
+                layers.append(keras.layers.Dropout(dropout, seed=next_seed(), name="dropout"))
+            initializer = keras.initializers.RandomNormal(stddev=0.01, seed=next_seed())
+            layers.append(
+                keras.layers.Dense(num_classes, name="logits", kernel_initializer=initializer)
+            )
+            x = backbone.output
+            for layer in layers:
+                x = made.add(layer)(x)
+        super().__init__(
+            backbone.input, x, name=name or backbone.name, trainable=trainable, made=made
+        )
         self.backbone = backbone
         self.num_classes = num_classes
         self.dropout = dropout
@@ -96,8 +107,7 @@ class Classifier(GraphModel):
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": self.num_classes,
             "dropout": self.dropout,
-            "name": self.name,
-            "frozen": self.frozen_layers(),
+            **super().get_config(),
         }
 
     @classmethod
@@ -106,12 +116,13 @@ class Classifier(GraphModel):
     ) -> Self:
         """Rebuilds the classifier with its backbone."""
         config = dict(config)
-        frozen = config.pop("frozen")
+        frozen = config.pop("frozen", ())  # in files made before changes were kept
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects
         )
         classifier = cls(**config)
-        classifier.freeze_layers(frozen)
+        if frozen:
+            classifier.freeze(frozen)
         return classifier
 
 

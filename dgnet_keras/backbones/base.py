@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Unpack
@@ -11,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_input_shape, check_positive, closest
+from dgnet_keras.layers.composite import Change, Made, remade, settle_flags
 from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.layers.initializers import seeded
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -76,21 +77,45 @@ def check_stages(spec: Spec, *names: str) -> None:
 def construction_scope(seed: int, dtype: str | keras.DTypePolicy) -> Iterator[None]:
     """Layers made inside draw their initial weights from `seed` and use the policy `dtype`.
 
-    Keras draws the seed of an initializer from Python's `random` when the initializer is made.
     Wirings add no random initializer, so the blocks of one seed start equal in every wiring.
     """
-    state, policy = random.getstate(), keras.config.dtype_policy()
-    random.seed(seed)
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
-        yield
+        with seeded(seed):
+            yield
     finally:
-        random.setstate(state)
         keras.config.set_dtype_policy(policy)
 
 
 class GraphModel(keras.Model):
-    """A Keras model that compiles with XLA by default only where an accelerator is present."""
+    """Base of backbones and classifiers: compiling, and the config of what was changed on layers.
+
+    It compiles with XLA by default only where an accelerator is present.
+
+    Args:
+        inputs: symbolic images.
+        outputs: symbolic output.
+        name: of the model.
+        trainable: False freezes all layers. Of a copy, it is the model's own flag alone, since
+            its layers have theirs.
+        made: the layers that the model makes.
+    """
+
+    def __init__(
+        self,
+        inputs: keras.KerasTensor,
+        outputs: keras.KerasTensor,
+        *,
+        name: str | None,
+        trainable: bool,
+        made: Made,
+    ) -> None:
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        made.check()
+        self._made = made
+        if not trainable and not made.is_copy:
+            self.trainable = False
 
     def compile(
         self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any
@@ -110,15 +135,18 @@ class GraphModel(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def frozen_layers(self) -> list[str]:
-        """Paths of the layers whose `trainable` is False, sub-layers included."""
-        return [layer.path for layer in self._flatten_layers() if not layer.trainable]
+    def get_config(self) -> dict[str, Any]:
+        """Name, whether the model is trainable, and what was changed on its layers."""
+        return {"name": self.name, "trainable": self.trainable, "changes": self._made.changes()}
 
-    def freeze_layers(self, paths: Sequence[str]) -> None:
-        """Sets `trainable` to False for the layers at `paths`."""
+    def freeze(self, paths: Sequence[str]) -> None:
+        """Sets `trainable` of every layer as an older file says it: False for those at `paths`.
+
+        That of the models is left: in such a file a classifier and its backbone share a path.
+        """
         for layer in self._flatten_layers():
-            if layer.path in paths:
-                layer.trainable = False
+            if not isinstance(layer, keras.Model):
+                layer.trainable = layer.path not in paths
 
 
 class Backbone(GraphModel):
@@ -136,6 +164,8 @@ class Backbone(GraphModel):
         preprocessing: a `Preprocessing`, or None for the default of `input_shape`.
         dtype: dtype policy of the layers; None means Keras's global policy.
         name: of the model; None means the variant's name.
+        trainable: False freezes all layers.
+        changes: of a copy: what was changed on its layers, as `get_config` gives it.
         **options: fields of `layers.GraphOptions`, which says what each does.
 
     Attributes:
@@ -164,6 +194,8 @@ class Backbone(GraphModel):
         preprocessing: Preprocessing | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         name: str | None = None,
+        trainable: bool = True,
+        changes: Mapping[str, Change] | None = None,
         **options: Unpack[GraphKeywords],
     ) -> None:
         input_shape = check_input_shape(input_shape)
@@ -172,34 +204,49 @@ class Backbone(GraphModel):
             name = name or spec
             spec = self.variant_spec(spec)
         dtype = keras.dtype_policies.get(dtype)
-        pyramid: dict[str, keras.KerasTensor] = {}
-        adjacency: dict[str, keras.KerasTensor] = {}
+        made = Made(changes, seeds=True)
         with construction_scope(seed, dtype):
             inputs = keras.Input(input_shape, name="images", dtype="float32")
-            x = self.stem(spec, inputs)
-            stride = spec.stem_reduction
+            x = self._part("stem", spec, inputs, made)
             for k, blocks in enumerate(self.stage_blocks(spec), start=1):
                 stage = GraphStage(blocks, seed=(seed, k), name=f"stage{k}", **options)
-                outputs = stage(x)
-                x = outputs["features"]
-                stride *= blocks[0].strides
-                if stride.bit_count() == 1:  # other strides have no level
-                    pyramid[f"P{stride.bit_length() - 1}"] = x
-                adjacency.update(outputs["adjacency"])
-            outputs = self.head(spec, x)
-        super().__init__(inputs=inputs, outputs=outputs, name=name or self.family)
+                x = made.add(stage)(x)["features"]
+            outputs = self._part("head", spec, x, made)
+        super().__init__(inputs, outputs, name=name or self.family, trainable=trainable, made=made)
         self.spec: Any = spec
         self.graph_options = graph_options
-        self.pyramid_outputs = pyramid
-        self.adjacency_outputs = adjacency
+        self.pyramid_outputs = self._pyramid()
+        self.adjacency_outputs = {
+            key: matrix
+            for stage in self.stages
+            for key, matrix in stage.output["adjacency"].items()
+        }
         self.preprocessing = preprocessing or Preprocessing.for_input(
             input_shape, crop=spec.default_crop
         )
         self.seed = seed
-        self._layer_options = {
-            "input_shape": input_shape,
-            "dtype": keras.dtype_policies.serialize(dtype),
-        }
+        self._layer_options = input_shape, dtype
+
+    def _part(self, name, spec, features, made):
+        """Runs `stem` or `head` on symbolic features, with the changes of its layers."""
+        outputs = getattr(self, name)(spec, features)
+        layers = _layers_between(features, outputs)
+        is_changed = made.expects(f"{name}/")
+        for i, layer in enumerate(layers):
+            # A layer that was called keeps its first output, so that a changed part is made anew.
+            new = remade(layer, {}) if is_changed else layer
+            new = made.add(new, f"{name}/{i}")
+            features = new(features) if is_changed else features
+            settle_flags(new)
+        return features if is_changed else outputs
+
+    def _pyramid(self):
+        stride, pyramid = self.spec.stem_reduction, {}
+        for stage in self.stages:
+            stride *= stage.blocks[0].strides
+            if stride.bit_count() == 1:  # other strides have no level
+                pyramid[f"P{stride.bit_length() - 1}"] = stage.output["features"]
+        return pyramid
 
     @classmethod
     def variant_spec(cls, name: str) -> Spec:
@@ -238,14 +285,15 @@ class Backbone(GraphModel):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; the spec as a dict of its fields."""
+        input_shape, dtype = self._layer_options
         return {
             "spec": dataclasses.asdict(self.spec),
-            **self._layer_options,
+            "input_shape": input_shape,
+            "dtype": keras.dtype_policies.serialize(dtype),
             **self.graph_options.keywords(),
             "seed": self.seed,
             "preprocessing": self.preprocessing.to_config(),
-            "name": self.name,
-            "frozen": self.frozen_layers(),
+            **super().get_config(),
         }
 
     @classmethod
@@ -254,10 +302,32 @@ class Backbone(GraphModel):
     ) -> Self:
         """Rebuilds the backbone."""
         config = dict(config)
-        frozen = config.pop("frozen")
+        frozen = config.pop("frozen", ())  # in files made before changes were kept
         config["spec"] = cls.spec_class(**config["spec"])
         config["preprocessing"] = Preprocessing(**config["preprocessing"])
         config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
         backbone = cls(**config)
-        backbone.freeze_layers(frozen)
+        if frozen:
+            backbone.freeze(frozen)
         return backbone
+
+
+def _layers_between(inputs, outputs):
+    """The layers that lead from one symbolic tensor to another, first one first.
+
+    Raises:
+        ValueError: if they are not layers one after the other, each with one input and output.
+    """
+    layers = []
+    while outputs is not inputs:
+        layer = outputs._keras_history.operation
+        sources = keras.tree.flatten(layer.input)
+        if not isinstance(layer, keras.layers.Layer) or len(sources) != 1:
+            raise ValueError(
+                "Stem and head must be layers one after the other; put others into a layer of "
+                f"their own. Received: {layer.name!r}, a {type(layer).__name__} of "
+                f"{len(sources)} inputs"
+            )
+        layers.append(layer)
+        (outputs,) = sources
+    return layers[::-1]

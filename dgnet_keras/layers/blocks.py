@@ -6,7 +6,9 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_positive
-from dgnet_keras.layers.conv import Composite, ConvNormAct, GroupedConv2D
+from dgnet_keras.layers.composite import Composite
+from dgnet_keras.layers.conv import ConvNormAct, GroupedConv2D
+from dgnet_keras.layers.initializers import next_seed
 
 __all__ = [
     "BasicBlock",
@@ -43,8 +45,14 @@ class SqueezeExcite(Composite):
         check_positive(channels=channels, reduced=reduced)
         self.channels = channels
         self.reduced = reduced
-        self.fc1 = self._layer(keras.layers.Dense, "fc1", reduced, activation="relu")
-        self.fc2 = self._layer(keras.layers.Dense, "fc2", channels, activation="sigmoid")
+        self.fc1 = self._dense("fc1", reduced, "relu")
+        self.fc2 = self._dense("fc2", channels, "sigmoid")
+
+    def _dense(self, name, units, activation):
+        initializer = keras.initializers.GlorotUniform(seed=next_seed())
+        return self._layer(
+            keras.layers.Dense, name, units, activation=activation, kernel_initializer=initializer
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the two dense layers."""
@@ -107,6 +115,8 @@ class ResidualBlock(Composite):
         for step in self.steps:
             step.build(input_shape)
             input_shape = step.compute_output_shape(input_shape)
+        if self.activation:
+            self.act.build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Runs the layers, adds the shortcut, activates."""

@@ -6,7 +6,9 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_divides, check_positive
+from dgnet_keras.layers.composite import Composite
 from dgnet_keras.layers.devices import cpu_takes_grouped_kernels, has_accelerator
+from dgnet_keras.layers.initializers import next_seed
 from dgnet_keras.layers.normalization import BatchNormalization
 from dgnet_keras.layers.rebuild import convolve
 
@@ -53,17 +55,6 @@ class GroupedConv2D(keras.layers.Conv2D):
         return tf.concat(
             [tf.nn.convolution(x, k, self.strides, **options) for x, k in parts], axis=-1
         )
-
-
-class Composite(keras.layers.Layer):
-    """A layer made of named sub-layers that run one after the other in `call`.
-
-    A subclass makes its sub-layers in the constructor with `self._layer(cls, name, ...)`, which
-    gives them this layer's dtype policy.
-    """
-
-    def _layer(self, cls, name, *args, **kwargs):
-        return cls(*args, name=name, dtype=self.dtype_policy, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -130,7 +121,7 @@ class ConvNormAct(Composite):
             use_bias=False,
             # He's normal initialisation over fan-out, of which each group has its share.
             kernel_initializer=keras.initializers.VarianceScaling(
-                2.0 * groups, "fan_out", "normal"
+                2.0 * groups, "fan_out", "normal", seed=next_seed()
             ),
         )
         self.norm = self._layer(BatchNormalization, "norm", momentum=momentum, epsilon=epsilon)
@@ -138,10 +129,10 @@ class ConvNormAct(Composite):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates the kernel and the normalisation's variables."""
-        if self.pad is not None:
-            input_shape = self.pad.compute_output_shape(input_shape)
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
+        for layer in (self.pad, self.conv, self.norm, self.act):
+            if layer is not None:
+                layer.build(input_shape)
+                input_shape = layer.compute_output_shape(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Convolves, normalises, activates."""

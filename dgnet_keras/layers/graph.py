@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
 import keras
@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.layers.aggregation import Features, ForwardFeatures, Sources
+from dgnet_keras.layers.composite import Change, Composite, serialized, settle_flags
 from dgnet_keras.layers.edges import Edges, FixedEdges, RoutedEdges
 from dgnet_keras.layers.gate import gate_dtype, make_gate
+from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.layers.router import Router, edge_weights_from_logits
 from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
@@ -45,7 +47,7 @@ class Graph:
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
-class GraphStage(keras.layers.Layer):
+class GraphStage(Composite):
     """Blocks as nodes of a complete directed acyclic graph; each sample takes its own edges.
 
     Node j's features x_j are routed to every later node, the output node N included:
@@ -72,6 +74,7 @@ class GraphStage(keras.layers.Layer):
         name: of the layer; it begins the keys of the adjacency.
         dtype: dtype policy; the blocks have their own.
         trainable: whether the stage's weights are trained.
+        changes: what was changed on routers and gates, as `get_config` gives it.
         **options: fields of `GraphOptions`, which says what each does.
 
     Attributes:
@@ -105,10 +108,13 @@ class GraphStage(keras.layers.Layer):
         name: str | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         trainable: bool = True,
+        changes: Mapping[str, Change] | None = None,
         **options: Unpack[GraphKeywords],
     ) -> None:
         # The blocks cast for themselves; thresholds and adjacency stay float32 under every policy.
-        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
+        super().__init__(
+            name=name, dtype=dtype, trainable=trainable, autocast=False, changes=changes
+        )
         self.options = GraphOptions.of(options).resolved()
         for option, value in self.options.keywords().items():
             setattr(self, option, value)
@@ -123,7 +129,9 @@ class GraphStage(keras.layers.Layer):
             self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
         if self.options.wiring in ROUTED:
             self._gates = {
-                str(j + 1): make_gate(self.options, name=f"gate_{j + 1}", dtype=self.dtype_policy)
+                str(j + 1): self._made.add(
+                    make_gate(self.options, name=f"gate_{j + 1}", dtype=self.dtype_policy)
+                )
                 for _, j in self._sources()
             }
 
@@ -150,12 +158,12 @@ class GraphStage(keras.layers.Layer):
 
     def _make_router(self, graph, source):
         num_edges = graph.last + 1 - source
-        return Router(
+        return self._layer(
+            Router,
+            f"router_{source}",
             num_edges,
             edge_scale=self.options.resolved_edge_scale,
-            bias_initializer=_array_initializer(self._initial_biases(num_edges)),
-            dtype=self.dtype_policy,
-            name=f"router_{source}",
+            bias_initializer=ArrayInitializer(self._initial_biases(num_edges)),
         )
 
     def _initial_biases(self, num_edges):
@@ -175,6 +183,7 @@ class GraphStage(keras.layers.Layer):
                     f"width, channels). Received: stage {self.name!r}, {self.blocks[0].name!r} "
                     f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
                 )
+            settle_flags(block)
         for graph, j in self._sources():
             if self.options.wiring == "dynamic":
                 self._routers[str(j)].build(shapes[0])
@@ -192,7 +201,7 @@ class GraphStage(keras.layers.Layer):
             return self.add_weight(
                 name=f"edge_logits{suffix}",
                 shape=biases.shape,
-                initializer=_array_initializer(biases),
+                initializer=ArrayInitializer(biases),
                 autocast=False,
             )
         if is_stored(self.options.wiring):
@@ -200,7 +209,7 @@ class GraphStage(keras.layers.Layer):
             return self.add_weight(
                 name=f"adjacency{suffix}",
                 shape=adjacency.shape,
-                initializer=_array_initializer(adjacency),
+                initializer=ArrayInitializer(adjacency),
                 trainable=False,
                 autocast=False,
             )
@@ -209,6 +218,12 @@ class GraphStage(keras.layers.Layer):
     def _fixed_adjacency(self, graph):
         seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
         return fixed_adjacency(self.options.wiring, graph.num_blocks, seed)
+
+    @property
+    def output(self) -> dict[str, Any]:
+        """The symbolic output of the stage's first call, a dict as `call` returns it."""
+        keys = {"features": 0, "adjacency": {g.key: 0 for g in self.graphs}}
+        return keras.tree.pack_sequence_as(keys, keras.tree.flatten(super().output))
 
     def call(
         self,
@@ -296,7 +311,7 @@ class GraphStage(keras.layers.Layer):
         """The constructor's arguments, the blocks serialised."""
         return {
             **super().get_config(),
-            "blocks": [keras.saving.serialize_keras_object(block) for block in self.blocks],
+            "blocks": [serialized(block) for block in self.blocks],
             **self.options.keywords(),
             "seed": self.seed,
         }
@@ -316,12 +331,3 @@ def _run_graph(blocks, features, edges, training):
     for i, block in enumerate(blocks[1:], start=1):
         edges.add_source(sources.add(block(sources.aggregate(edges.column(i)))))
     return sources.aggregate(edges.column(len(blocks)))
-
-
-def _array_initializer(values):
-    """An initializer that gives `values`; the layer's own config recreates it."""
-
-    def initialize(shape, dtype=None):
-        return keras.ops.reshape(keras.ops.convert_to_tensor(values, dtype), shape)
-
-    return initialize
