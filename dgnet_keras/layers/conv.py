@@ -18,6 +18,10 @@ def symmetric_padding(kernel_size: int) -> int:
     return kernel_size // 2
 
 
+# Channels that oneDNN computes at once with AVX-512; with AVX2 they are 8.
+ONEDNN_BLOCK = 16
+
+
 @keras.saving.register_keras_serializable(package="dgnet_keras")
 class GroupedConv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose groups do not go through XLA on a CPU.
@@ -27,6 +31,9 @@ class GroupedConv2D(keras.layers.Conv2D):
     (groups = channels) runs as `tf.nn.depthwise_conv2d`, any other as `tf.nn.conv2d` with a grouped
     kernel, or, where the kernel is missing (a CPU without oneDNN), group by group.
 
+    A 1x1 convolution of fewer than 16 input channels takes its strides from the input first:
+    oneDNN's gradient of the strided one writes past its memory (oneDNN issue 6035).
+
     Arguments, weights and errors are those of `keras.layers.Conv2D`.
     """
 
@@ -35,26 +42,38 @@ class GroupedConv2D(keras.layers.Conv2D):
         return convolve(self._convolve, inputs, kernel)
 
     def _convolve(self, inputs, kernel):
+        strides = self.strides
+        # Wider ones are right, and slower so: see docs/performance.md.
+        narrow = kernel.shape[-2] < ONEDNN_BLOCK
+        if narrow and self.kernel_size == (1, 1) and max(strides) > 1:
+            inputs, strides = self._every_stride(inputs), (1, 1)
         if self.groups == 1 or self.data_format != "channels_last":
-            return super().convolution_op(inputs, kernel)
+            return keras.ops.conv(
+                inputs, kernel, strides, self.padding, self.data_format, self.dilation_rate
+            )
         options = {"padding": self.padding.upper(), "dilations": list(self.dilation_rate)}
-        depthwise = self.groups == inputs.shape[-1] and len(set(self.strides)) == 1
-        if depthwise and (self.strides[0] == 1 or max(self.dilation_rate) == 1):
+        depthwise = self.groups == inputs.shape[-1] and len(set(strides)) == 1
+        if depthwise and (strides[0] == 1 or max(self.dilation_rate) == 1):
             shape = (*self.kernel_size, self.groups, self.filters // self.groups)
             return tf.nn.depthwise_conv2d(
-                inputs, tf.reshape(kernel, shape), (1, *self.strides, 1), **options
+                inputs, tf.reshape(kernel, shape), (1, *strides, 1), **options
             )
         if has_accelerator() or cpu_takes_grouped_kernels(inputs.dtype):
-            return tf.nn.conv2d(inputs, kernel, self.strides, **options)
+            return tf.nn.conv2d(inputs, kernel, strides, **options)
         parts = zip(
             tf.split(inputs, self.groups, axis=-1),
             tf.split(kernel, self.groups, axis=-1),
             strict=True,
         )
         # `tf.nn.convolution` has a gradient for dilated kernels on such a CPU, `tf.nn.conv2d` not.
-        return tf.concat(
-            [tf.nn.convolution(x, k, self.strides, **options) for x, k in parts], axis=-1
-        )
+        return tf.concat([tf.nn.convolution(x, k, strides, **options) for x, k in parts], axis=-1)
+
+    def _every_stride(self, inputs):
+        """The pixels that a 1x1 kernel takes, whatever the padding: 0, s, 2 s, ..."""
+        rows, columns = self.strides
+        if self.data_format == "channels_last":
+            return inputs[:, ::rows, ::columns]
+        return inputs[:, :, ::rows, ::columns]
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")

@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import scipy.linalg
 import tensorflow as tf
 
 from dgnet_keras.layers import conv
@@ -15,6 +16,7 @@ from dgnet_keras.layers.blocks import (
     SqueezeExcite,
 )
 from dgnet_keras.layers.conv import ConvNormAct, GroupedConv2D
+from dgnet_keras.layers.rebuild import mark_rebuildable
 
 BLOCKS = {
     "basic": lambda: BasicBlock(6, strides=2),
@@ -82,6 +84,105 @@ assert gradient.shape == (3, 3, 2, 8)
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+STRIDED_1X1 = """
+import keras, numpy as np, tensorflow as tf
+import dgnet_keras as dg
+from dgnet_keras.layers.conv import GroupedConv2D
+
+rng = np.random.default_rng(0)
+for channels in (4, 8, 12, 15):
+    for batch, size, padding in ((8, 64, "valid"), (7, 32, "same"), (1, 128, "valid")):
+        images = rng.normal(size=(batch, size, size, channels)).astype("float32")
+        upstream = rng.normal(size=(batch, size // 2, size // 2, 6)).astype("float32")
+        layer = GroupedConv2D(6, 1, strides=2, padding=padding)
+        layer.build(images.shape)
+        for call in (layer, tf.function(layer)):
+            with tf.GradientTape() as tape:
+                y = call(images)
+            gradient = tape.gradient(y, layer.kernel.value, upstream)[0, 0]
+            expected = np.einsum("bhwc,bhwf->cf", images[:, ::2, ::2], upstream)
+            np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-2)
+
+model = dg.create("resnet20_cifar", input_shape=(64, 64, 3), depths=(4, 4), widths=(8, 16))
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+images = rng.normal(size=(24, 64, 64, 3)).astype("float32")
+model.fit(images, rng.integers(0, 10, 24), batch_size=8, verbose=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_narrow_strided_1x1_convolution_stays_within_its_memory():
+    environment = {
+        **os.environ,
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        # Tensors come from malloc, which ends the process where memory around them was written.
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1",
+        "LD_PRELOAD": "libc_malloc_debug.so.0",
+        "MALLOC_CHECK_": "3",
+        "MALLOC_PERTURB_": "165",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", STRIDED_1X1], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("strides", [2, (2, 1), (1, 3)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_strided_1x1_convolution_by_hand(groups, strides, padding, policy, rng):
+    layer = GroupedConv2D(
+        8, 1, strides=strides, padding=padding, groups=groups, use_bias=False, dtype=policy
+    )
+    x = tf.constant(rng.normal(size=(2, 7, 8, 4)), layer.compute_dtype)
+    layer.build(x.shape)
+    rows, columns = layer.strides
+    taken = tf.cast(x, "float32").numpy()[:, ::rows, ::columns]
+    parts = np.split(tf.cast(layer.kernel, layer.compute_dtype)[0, 0], groups, axis=-1)
+    # A grouped kernel as an ungrouped one: zero where an output does not see an input.
+    kernel = scipy.linalg.block_diag(*parts).astype("float32")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        # The image size is unknown, as in a served model.
+        y = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 4), x.dtype)])(x)
+    d_features, d_kernel = tape.gradient(y, [x, layer.kernel.value], tf.ones_like(y))
+    tolerance = 1e-5 if policy == "float32" else 5e-2
+    np.testing.assert_allclose(tf.cast(y, "float32"), taken @ kernel, atol=tolerance)
+    expected = np.zeros(x.shape, "float32")
+    expected[:, ::rows, ::columns] = kernel.sum(axis=-1)
+    np.testing.assert_allclose(tf.cast(d_features, "float32"), expected, atol=tolerance)
+    seen = np.split(taken.sum(axis=(0, 1, 2)), groups)
+    expected = np.concatenate([np.outer(part, np.ones(8 // groups)) for part in seen], axis=-1)
+    np.testing.assert_allclose(d_kernel[0, 0], expected, rtol=tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize(("channels", "strides"), [(15, [1, 1, 1, 1]), (16, [1, 2, 2, 1])])
+def test_narrow_1x1_convolutions_take_their_strides_first(channels, strides):
+    layer = GroupedConv2D(6, 1, strides=2)
+    graph = tf.function(layer).get_concrete_function(tf.zeros((1, 4, 4, channels))).graph
+    (convolution,) = [op for op in graph.get_operations() if op.type == "Conv2D"]
+    assert convolution.get_attr("strides") == strides
+
+
+def test_the_gradient_of_a_strided_1x1_rebuilds_its_features(rng):
+    layer, x = GroupedConv2D(6, 1, strides=2), tf.constant(images(rng))
+    layer.build(x.shape)
+
+    @tf.function
+    def gradients(x, *, marked):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            features = 2 * x
+            if marked:
+                mark_rebuildable(features, lambda: 2 * x, like=x)
+            loss = tf.reduce_sum(tf.sin(layer(features)))
+        return tape.gradient(loss, [x, layer.kernel.value])
+
+    for found, expected in zip(gradients(x, marked=True), gradients(x, marked=False), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_where_the_kernel_is_missing_groups_are_convolved_one_by_one(rng, monkeypatch):
