@@ -53,7 +53,8 @@ class Classifier(GraphModel):
                 f"Received: num_classes={num_classes!r}"
             )
         with construction_scope(backbone.seed, "float32"):
-            x = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.output)
+            pool = keras.layers.GlobalAveragePooling2D("channels_last", name="pool")
+            x = pool(backbone.output)
             if dropout:
                 x = keras.layers.Dropout(dropout, name="dropout")(x)
             logits = keras.layers.Dense(
