@@ -81,6 +81,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
         ({"labels": ["a", "b\nc", "d"]}, "one line each.*b"),
         ({"labels": ["a\n", "b\n", "c\n"]}, "one line each.*a"),
         ({"labels": "abc"}, "list of strings.*abc"),
+        ({"labels": {0: "a", 1: "b", 2: "c"}}, "list of strings.*0: .a"),
         ({"version": 2**63}, "64 bits"),
         ({"image_size": (10**5, 10**5)}, "at most 67108864 pixels"),
         ({"image_size": (20, 20)}, r"\(16, 16\).*\(20, 20\).*None, None"),
