@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from dgnet_keras.checks import check_preprocessed
 from dgnet_keras.layers.graph import GraphStage
 
 
@@ -36,6 +37,7 @@ def adjacency(
             "`images` must be an array (batch, height, width, channels) of at least 1. "
             f"Received: shape {np.shape(images)}, {type(images).__name__}"
         )
+    check_preprocessed(np.asarray(images), model.input_shape)
     found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
     return {name: found[name] for name in model.adjacency_outputs}
 
@@ -45,10 +47,28 @@ def connectivity_model(model: keras.Model) -> keras.Model | None:
 
     None for a model without edges; `ValueError` for one that is not of this package.
     """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if outputs is None:
-        raise ValueError(f"`model` must be a backbone or classifier of dgnet_keras. Got: {model}")
+    check_network(model, "adjacency_outputs")
+    outputs = model.adjacency_outputs
     return keras.Model(model.input, dict(outputs)) if outputs else None
+
+
+def check_network(model: keras.Model, attribute: str) -> None:
+    """Raises `ValueError` unless a model is of this package: has `attribute`.
+
+    A model that holds such a one, as `with_preprocessing` makes, is told to be taken apart.
+    """
+    if hasattr(model, attribute):
+        return
+    inner = [layer.name for layer in getattr(model, "layers", []) if hasattr(layer, attribute)]
+    kind = "classifier" if attribute == "num_classes" else "backbone or classifier"
+    raise ValueError(
+        f"`model` must be a {kind} of dgnet_keras. Received: {model}"
+        + (
+            f". It holds one, which takes preprocessed images: give `model.get_layer({inner[0]!r})`"
+            if inner
+            else ""
+        )
+    )
 
 
 def with_adjacency(model: keras.Model) -> keras.Model:
@@ -72,8 +92,8 @@ def with_adjacency(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: if the model has no edges.
     """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if not outputs:
+    check_network(model, "adjacency_outputs")
+    if not model.adjacency_outputs:
         raise ValueError(
             "`model` must be a backbone or classifier of dgnet_keras with at least one edge. "
             f"Received: {model}"
@@ -87,9 +107,11 @@ class _GivenConnectivity(keras.Model):
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.steps = _steps(model)
+        self._image_shape = model.input_shape
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         x = inputs["images"]
+        check_preprocessed(x, self._image_shape)
         for layer in self.steps:
             if not isinstance(layer, GraphStage):
                 x = layer(x, training=training)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 
 def closest(name: object, names: Iterable[object]) -> str:
@@ -49,3 +50,31 @@ def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ..
             f"Received: input_shape={input_shape!r}"
         )
     return shape
+
+
+def check_preprocessed(images: Any, input_shape: Sequence[int | None] | None = None) -> None:
+    """Raises `ValueError` unless an array or tensor can be what a network takes.
+
+    Args:
+        images: raw pixels are told by their dtype, which is not a floating point one.
+        input_shape: (None, height or None, width or None, channels), or None for any.
+    """
+    dtype = getattr(images.dtype, "name", str(images.dtype))
+    if "float" not in dtype:
+        raise ValueError(
+            "The network takes preprocessed images, floating point. Give it `model.preprocessing("
+            "images)`, or give raw images to `model.with_preprocessing()`. Received: "
+            f"{dtype}, shape {tuple(images.shape)}"
+        )
+    if input_shape is None:
+        return
+    shape = tuple(images.shape)
+    fits = len(shape) == len(input_shape) and all(
+        None in (size, given) or size == given
+        for size, given in zip(input_shape[1:], shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`images` must be what the model takes, {tuple(input_shape)} (batch, height, width, "
+            f"channels). Received: shape {shape}"
+        )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import keras
 import tensorflow as tf
 
-from dgnet_keras.checks import check_input_shape, check_positive, closest
+from dgnet_keras.checks import check_input_shape, check_positive, check_preprocessed, closest
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
@@ -90,7 +90,39 @@ def construction_scope(seed: int, dtype: str | keras.DTypePolicy) -> Iterator[No
 
 
 class GraphModel(keras.Model):
-    """A Keras model that compiles with XLA by default only where an accelerator is present."""
+    """A Keras model of preprocessed images.
+
+    It compiles with XLA by default only where an accelerator is present.
+    """
+
+    preprocessing: Preprocessing
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "preprocessing":
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, Preprocessing):
+            raise ValueError(f"`preprocessing` must be a `dg.Preprocessing`. Received: {value!r}")
+        value.check_fits(self.input_shape[1:])
+        object.__setattr__(self, name, value)  # Keras would count it among the model's layers
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """As `keras.Model.call`; refuses raw images, which Keras would cast without a word."""
+        for images in keras.tree.flatten(inputs):
+            check_preprocessed(images)
+        return super().call(inputs, training=training, mask=mask)
+
+    def with_preprocessing(self) -> keras.Model:
+        """The same model, layers shared, behind its `preprocessing` as it is now.
+
+        Returns:
+            A `keras.Model` that takes raw images, (batch, height, width, channels) of 0 to 255,
+            any size, and answers as `model(model.preprocessing(images))`. The network is its layer
+            of this model's name: tools such as `dg.adjacency` take that.
+        """
+        images = keras.Input((None, None, self.input_shape[-1]), name="raw_images")
+        outputs = self(self.preprocessing(images))
+        return keras.Model(images, outputs, name=f"{self.name}_with_preprocessing")
 
     def compile(
         self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any

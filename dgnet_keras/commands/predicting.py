@@ -94,6 +94,7 @@ def open_classifier(path):
         FileNotFoundError: if there is no model.
         ValueError: if it cannot be read, or is no classifier.
     """
+    from dgnet_keras.adjacencies import check_network
     from dgnet_keras.serving.config import found_versions
 
     path = pathlib.Path(path)
@@ -107,8 +108,7 @@ def open_classifier(path):
             "SavedModel, or of its versions"
         )
     model = load_model(path)
-    if not hasattr(model, "num_classes"):
-        raise ValueError(f"The model of {path} is not a classifier of dgnet_keras.")
+    check_network(model, "num_classes")
     check_channels(model.input_shape[-1])
     labels = class_names(run_record(path)[0]) or [str(k) for k in range(model.num_classes)]
     _check_labels(labels, model.num_classes, path)

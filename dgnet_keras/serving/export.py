@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.adjacencies import check_network
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
@@ -233,8 +234,7 @@ def _warmup_value(spec, image_size, channels):
 
 def _check(model, version, labels, image_size):
     """Returns the preprocessing to export with."""
-    if not hasattr(model, "num_classes"):
-        raise ValueError(f"`model` must be a classifier of dgnet_keras. Received: {model}")
+    check_network(model, "num_classes")
     if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
         raise ValueError(f"`version` must be a positive integer of 64 bits. Received: {version!r}")
     if isinstance(labels, (str, bytes, Mapping, Set)):
