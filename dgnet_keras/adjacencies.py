@@ -37,7 +37,7 @@ def adjacency(
             "`images` must be an array (batch, height, width, channels) of at least 1. "
             f"Received: shape {np.shape(images)}, {type(images).__name__}"
         )
-    check_preprocessed(np.asarray(images), model.input_shape)
+    check_preprocessed(np.asarray(images), model.input_shape[1:])
     found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
     return {name: found[name] for name in model.adjacency_outputs}
 
@@ -107,7 +107,7 @@ class _GivenConnectivity(keras.Model):
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.steps = _steps(model)
-        self._image_shape = model.input_shape
+        self._image_shape = model.input_shape[1:]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         x = inputs["images"]

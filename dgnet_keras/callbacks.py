@@ -66,7 +66,7 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         if found is None:
             raise ValueError("ConnectivityMonitor needs a model with at least one edge.")
         self._connectivity: keras.Model = found
-        check_preprocessed(self.images, self.model.input_shape)
+        check_preprocessed(self.images, self.model.input_shape[1:])
         self._warned: set[str] = set()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

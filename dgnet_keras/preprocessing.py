@@ -1,12 +1,11 @@
 """Image preprocessing: one definition for training, prediction and the exported graph.
 
-Imports nothing from the package; the backbones carry an instance, the rest calls it.
+The backbones carry an instance, the rest calls it.
 """
 
 import dataclasses
 import functools
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -14,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
+
+from dgnet_keras.checks import is_integer, is_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -105,16 +106,19 @@ class Preprocessing(keras.layers.Layer):
         return functools.partial(type(self), **self.get_config()), ()
 
     @classmethod
-    def for_input(cls, input_shape: Sequence[int | None], *, crop: float = 0.875) -> Self:
+    def for_input(
+        cls, input_shape: Sequence[int | None], *, crop: float = 0.875, image_size: int = 224
+    ) -> Self:
         """The default for a model: ImageNet's statistics for 3 channels, 0.5 otherwise.
 
         Args:
             input_shape: (height or None, width or None, channels).
             crop: see the class.
+            image_size: height and width in pixels where the input's are None.
         """
         height, width, channels = input_shape
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-        return cls((height or 224, width or 224), crop, mean, std)
+        return cls((height or image_size, width or image_size), crop, mean, std)
 
     def resize_and_crop(
         self, images: tf.Tensor | ArrayLike, *, skip_if_fits: bool = True
@@ -225,9 +229,9 @@ class Preprocessing(keras.layers.Layer):
 
 
 def _check_size(image_size):
-    size = (image_size,) * 2 if _is(numbers.Integral, image_size) else image_size
+    size = (image_size,) * 2 if is_integer(image_size) else image_size
     is_size = isinstance(size, Sequence | np.ndarray) and len(size) == 2
-    if not is_size or not all(_is(numbers.Integral, s) and s > 0 for s in size):
+    if not is_size or not all(is_integer(s) and s > 0 for s in size):
         raise ValueError(
             f"`image_size` must be (height, width), positive integers. Received: {image_size!r}"
         )
@@ -236,12 +240,8 @@ def _check_size(image_size):
 
 def _check_numbers(name, values, is_right, expected):
     """Values as a tuple of floats; `ValueError` unless all are right."""
-    found = (values,) if _is(numbers.Real, values) else values
+    found = (values,) if is_number(values) else values
     is_tuple = isinstance(found, Sequence | np.ndarray) and len(found) > 0
-    if not is_tuple or not all(_is(numbers.Real, v) and is_right(v) for v in found):
+    if not is_tuple or not all(is_number(v) and is_right(v) for v in found):
         raise ValueError(f"`{name}` must {expected}. Received: {values!r}")
     return tuple(float(v) for v in found)
-
-
-def _is(kind, value):
-    return isinstance(value, kind) and not isinstance(value, bool)

@@ -243,7 +243,7 @@ def test_raw_images_are_refused_by_the_model_itself(use, model):
 def test_given_connectivity_takes_images_of_the_models_size(model):
     edges = dg.adjacency(model, model.preprocessing(RAW))
     given = dg.with_adjacency(model)
-    with pytest.raises(ValueError, match=r"16, 16, 3\).*Received: shape \(4, 20, 30, 3\)"):
+    with pytest.raises(ValueError, match=r"\(16, 16, 3\).*Received: \(20, 30, 3\)"):
         given({"images": np.float32(RAW), **edges})
 
 

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import keras
 import tensorflow as tf
 
-from dgnet_keras.checks import check_input_shape, check_positive, check_preprocessed, closest
+from dgnet_keras.checks import (
+    check_input_shape,
+    check_positive,
+    check_preprocessed,
+    check_seed,
+    closest,
+)
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
@@ -198,7 +204,7 @@ class Backbone(GraphModel):
         name: str | None = None,
         **options: Unpack[GraphKeywords],
     ) -> None:
-        input_shape = check_input_shape(input_shape)
+        input_shape, seed = check_input_shape(input_shape), check_seed(seed)
         graph_options = GraphOptions.of(options)
         if isinstance(spec, str):
             name = name or spec
@@ -225,7 +231,7 @@ class Backbone(GraphModel):
         self.pyramid_outputs = pyramid
         self.adjacency_outputs = adjacency
         self.preprocessing = preprocessing or Preprocessing.for_input(
-            input_shape, crop=spec.default_crop
+            input_shape, crop=spec.default_crop, image_size=spec.default_image_size
         )
         self.seed = seed
         self._layer_options = {
