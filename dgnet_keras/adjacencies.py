@@ -8,6 +8,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.graph import GraphStage
 
 
@@ -150,7 +151,8 @@ def adjacency_at(
         if len(found) == len(model.adjacency_outputs):
             break  # what follows the last edges does not change them
         if isinstance(layer, GraphStage):
-            outputs = layer(x, threshold=threshold, training=False)
+            limit = tf.cast(threshold, gate_dtype(layer.compute_dtype))
+            outputs = layer(x, threshold=limit, training=False)
             x = outputs["features"]
             found.update(outputs["adjacency"])
         else:

@@ -73,7 +73,8 @@ def export_saved_model(
 
     Raises:
         FileExistsError: if the version exists.
-        ValueError: if the model is not a classifier, or labels, version or image size do not fit.
+        ValueError: if the model is not a classifier, has weights that are NaN or infinite, or
+            labels, version or image size do not fit.
     """
     return write_saved_model(
         model, directory, version=version, labels=labels, image_size=image_size
@@ -101,7 +102,7 @@ def write_saved_model(
     """
     preprocessing = _check(model, version, labels, image_size)
     labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
-    broken = [label for label in labels if label.splitlines() != [label]]
+    broken = [label for label in labels if label.splitlines() != [label] or not label.strip()]
     if broken:
         raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
     target = pathlib.Path(directory) / str(version)
@@ -237,7 +238,8 @@ def _check(model, version, labels, image_size):
     check_network(model, "num_classes")
     if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
         raise ValueError(f"`version` must be a positive integer of 64 bits. Received: {version!r}")
-    if isinstance(labels, (str, bytes, Mapping, Set)):
+    is_list = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
+    if labels is not None and (not is_list or None in list(labels)):
         raise ValueError(f"`labels` must be a list of strings. Received: {labels!r}")
     if labels is not None and len(labels) != model.num_classes:
         raise ValueError(
@@ -246,8 +248,7 @@ def _check(model, version, labels, image_size):
         )
     preprocessing = model.preprocessing
     if image_size is not None:
-        config = {**preprocessing.to_config(), "image_size": image_size}
-        preprocessing = type(preprocessing)(**config)
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
     if np.prod(preprocessing.image_size, dtype=float) > MAX_PIXELS:
         raise ValueError(
             f"`image_size` must have at most {MAX_PIXELS} pixels. "
@@ -260,6 +261,11 @@ def _check(model, version, labels, image_size):
             f"Received: {preprocessing.image_size}. Create the model with "
             "`input_shape=(None, None, channels)` to export it at any size."
         )
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight.numpy(), "float32")).all():
+            raise ValueError(
+                f"The model's weights must be finite. Received: {weight.path} with NaN or infinity"
+            )
     return preprocessing
 
 

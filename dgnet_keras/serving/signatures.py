@@ -131,6 +131,7 @@ class ServingModule(tf.Module):
         return self._preprocessing.normalize(decoded)
 
     def _with_macs(self, adjacency, images):
+        adjacency = {name: tf.cast(matrix, tf.float32) for name, matrix in adjacency.items()}
         return {**adjacency, "macs": self._costs.of_images(adjacency, tf.shape(images)[0])}
 
     def _answer(self, images):

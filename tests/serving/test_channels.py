@@ -95,13 +95,16 @@ def test_commands_say_that_no_image_file_has_two_channels(models, tmp_path):
         main(["plot", str(models[2][1]), str(tmp_path), "--output", str(tmp_path / "out.png")])
 
 
-def test_features_of_mixed_precision_are_float32(tmp_path):
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    model = create("resnet_cifar_chain", input_shape=(16, 16, 3))
-    assert model.backbone.output.dtype == "bfloat16"
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
+def test_answers_are_float32_under_every_policy(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    model = create("resnet_cifar_learned", input_shape=(16, 16, 3), init="open")
     signatures = tf.saved_model.load(str(dg.export_saved_model(model, tmp_path))).signatures
-    features = signatures["features"](tf.constant(PIXELS[..., :3]))["features"]
-    assert features.dtype == tf.float32
-    np.testing.assert_array_equal(
-        features, tf.cast(model.backbone(model.preprocessing(PIXELS[..., :3])), "float32")
-    )
+    pixels = tf.constant(PIXELS[..., :3])
+    features = signatures["features"](pixels)["features"]
+    found = signatures["connectivity_at"](images=pixels, threshold=tf.constant(0.3))
+    assert {features.dtype, found["stage2"].dtype} == {tf.float32}
+    expected = model.backbone(model.preprocessing(pixels))
+    np.testing.assert_allclose(features, tf.cast(expected, tf.float32), rtol=0.02, atol=0.02)
+    closed = signatures["connectivity_at"](images=pixels, threshold=tf.constant(0.7))
+    assert np.count_nonzero(found["stage2"]) > np.count_nonzero(closed["stage2"])
