@@ -8,6 +8,14 @@ if sys.argv[:1] == ["-m"]:
     # last moment to keep TensorFlow's start-up messages out of the command's output.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "dgnet_keras runs on Keras's TensorFlow backend: set KERAS_BACKEND=tensorflow before Keras "
+        f"is imported. Received: the backend {keras.config.backend()!r}"
+    )
+
 from dgnet_keras import connectivity, layers, optimizers
 from dgnet_keras.adjacencies import adjacency, with_adjacency
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt

@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.graph import GraphStage
 
 
@@ -36,6 +38,7 @@ def adjacency(
             "`images` must be an array (batch, height, width, channels) of at least 1. "
             f"Received: shape {np.shape(images)}, {type(images).__name__}"
         )
+    check_preprocessed(np.asarray(images), model.input_shape[1:])
     found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
     return {name: found[name] for name in model.adjacency_outputs}
 
@@ -45,13 +48,35 @@ def connectivity_model(model: keras.Model) -> keras.Model | None:
 
     None for a model without edges; `ValueError` for one that is not of this package.
     """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if outputs is None:
-        raise ValueError(
-            "`model` must be a backbone or classifier of dgnet_keras. "
-            f"Received: {model}{_if_a_clone(model)}"
-        )
+    check_network(model, "adjacency_outputs")
+    outputs = model.adjacency_outputs
     return keras.Model(model.input, dict(outputs)) if outputs else None
+
+
+def check_network(model: keras.Model, attribute: str) -> None:
+    """Raises `ValueError` unless a model is of this package: has `attribute`.
+
+    A model that holds such a one, as `with_preprocessing` makes, is told to be taken apart.
+    """
+    if not hasattr(model, attribute):
+        kind = "classifier" if attribute == "num_classes" else "backbone or classifier"
+        raise ValueError(
+            f"`model` must be a {kind} of dgnet_keras. Received: {model}{_hint(model, attribute)}"
+        )
+
+
+def _hint(model, attribute):
+    """What to do with a model of Keras that has our layers."""
+    layers = getattr(model, "layers", [])
+    inner = [layer.name for layer in layers if hasattr(layer, attribute)]
+    if inner:
+        return f". It holds one, which takes preprocessed images: `model.get_layer({inner[0]!r})`"
+    if any(isinstance(layer, GraphStage) for layer in layers):
+        return (
+            ". It may be what `keras.models.clone_model` makes of one. The class is kept by "
+            "`copy.deepcopy(model)` and by `type(model).from_config(model.get_config())`"
+        )
+    return ""
 
 
 def with_adjacency(model: keras.Model) -> keras.Model:
@@ -75,24 +100,13 @@ def with_adjacency(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: if the model has no edges.
     """
-    outputs = getattr(model, "adjacency_outputs", None)
-    if not outputs:
+    check_network(model, "adjacency_outputs")
+    if not model.adjacency_outputs:
         raise ValueError(
             "`model` must be a backbone or classifier of dgnet_keras with at least one edge. "
-            f"Received: {model}{_if_a_clone(model)}"
+            f"Received: {model}"
         )
     return _GivenConnectivity(model, name=f"{model.name}_with_adjacency")
-
-
-def _if_a_clone(model):
-    """What to do where Keras has made a plain model of ours, as `clone_model` does."""
-    if any(isinstance(layer, GraphStage) for layer in getattr(model, "layers", ())):
-        return (
-            ". It has graph stages, so it may be what `keras.models.clone_model` makes. "
-            "`copy.deepcopy(model)` and `type(model).from_config(model.get_config())` keep the "
-            "class"
-        )
-    return ""
 
 
 class _GivenConnectivity(keras.Model):
@@ -101,9 +115,11 @@ class _GivenConnectivity(keras.Model):
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.steps = _steps(model)
+        self._image_shape = model.input_shape[1:]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         x = inputs["images"]
+        check_preprocessed(x, self._image_shape)
         for layer in self.steps:
             if not isinstance(layer, GraphStage):
                 x = layer(x, training=training)
@@ -142,7 +158,8 @@ def adjacency_at(
         if len(found) == len(model.adjacency_outputs):
             break  # what follows the last edges does not change them
         if isinstance(layer, GraphStage):
-            outputs = layer(x, threshold=threshold, training=False)
+            limit = tf.cast(threshold, gate_dtype(layer.compute_dtype))
+            outputs = layer(x, threshold=limit, training=False)
             x = outputs["features"]
             found.update(outputs["adjacency"])
         else:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity
 from dgnet_keras.adjacencies import connectivity_model
+from dgnet_keras.checks import check_preprocessed
 
 
 class RouterHealthWarning(UserWarning):
@@ -65,13 +66,7 @@ class ConnectivityMonitor(keras.callbacks.Callback):
         if found is None:
             raise ValueError("ConnectivityMonitor needs a model with at least one edge.")
         self._connectivity: keras.Model = found
-        expected = self.model.input_shape[1:]
-        fits = zip(expected, self.images.shape[1:], strict=True)
-        if not all(size in (None, given) for size, given in fits):
-            raise ValueError(
-                f"`images` must be what the model takes, {expected}. "
-                f"Received: {self.images.shape[1:]}"
-            )
+        check_preprocessed(self.images, self.model.input_shape[1:])
         self._warned: set[str] = set()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

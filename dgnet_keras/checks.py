@@ -1,7 +1,10 @@
 """Checks of arguments, and the words of their errors: what was expected, what was received."""
 
 import difflib
+import numbers
+import warnings
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 
 def closest(name: object, names: Iterable[object]) -> str:
@@ -41,11 +44,63 @@ def check_divides(divisor_name: str, divisor: int, **values: int) -> None:
 
 def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
     """Returns (height or None, width or None, channels); raises `ValueError` if it is not that."""
-    shape = tuple(input_shape)
-    sizes_ok = len(shape) == 3 and all(s is None or (int(s) == s and s > 0) for s in shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
+    sizes_ok = len(shape) == 3 and all(s is None or (is_integer(s) and s > 0) for s in shape)
     if not sizes_ok or shape[2] is None:
         raise ValueError(
             "`input_shape` must be (height, width, channels); height and width may be None. "
             f"Received: input_shape={input_shape!r}"
         )
-    return shape
+    height, width, channels = (None if s is None else int(s) for s in shape)
+    if height == 3 and (channels or 0) > 4:
+        warnings.warn(
+            f"`input_shape` is (height, width, channels): {shape} makes a network for images of 3 "
+            f"x {width} pixels and {channels} channels.",
+            stacklevel=4,
+        )
+    return height, width, channels
+
+
+def check_seed(seed: int) -> int:
+    """Returns a seed as `int`; raises `ValueError` unless it is an integer of at least 0."""
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"`seed` must be an integer of at least 0. Received: seed={seed!r}")
+    return int(seed)
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, NumPy's included, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, NumPy's included, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_preprocessed(images: Any, input_shape: Sequence[int | None] | None = None) -> None:
+    """Raises `ValueError` unless an array or tensor can be what a network takes.
+
+    Args:
+        images: raw pixels are told by their dtype, which is not a floating point one.
+        input_shape: (height or None, width or None, channels) of each, or None for any.
+    """
+    dtype = getattr(images.dtype, "name", str(images.dtype))
+    if "float" not in dtype:
+        raise ValueError(
+            "The network takes preprocessed images, floating point. Give it `model.preprocessing("
+            "images)`, or give raw images to `model.with_preprocessing()`. Received: "
+            f"{dtype}, shape {tuple(images.shape)}"
+        )
+    if input_shape is None:
+        return
+    shape = tuple(images.shape)[1:]
+    fits = len(shape) == len(input_shape) and all(
+        None in (size, given) or size == given
+        for size, given in zip(input_shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`images` must be what the model takes, {tuple(input_shape)} (height, width, "
+            f"channels). Received: {shape}"
+        )

@@ -10,7 +10,7 @@ import keras
 
 from dgnet_keras.backbones import FAMILIES
 from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, construction_scope
-from dgnet_keras.checks import closest
+from dgnet_keras.checks import closest, is_number
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.composite import Change, Made
 from dgnet_keras.layers.initializers import next_seed
@@ -40,7 +40,8 @@ class Classifier(GraphModel):
         backbone: the `Backbone`: all but the classifier.
 
     Raises:
-        ValueError: if `num_classes` is not a positive integer.
+        ValueError: if `num_classes` is not a positive integer, `dropout` not in [0, 1), or the
+            backbone none of this package.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class Classifier(GraphModel):
         trainable: bool = True,
         changes: Mapping[str, Change] | None = None,
     ) -> None:
+        if not isinstance(backbone, Backbone):
+            raise ValueError(f"`backbone` must be a backbone of dgnet_keras. Received: {backbone}")
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout!r}")
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 "`num_classes` must be a positive integer, or None in `create` for the backbone. "
@@ -60,7 +65,7 @@ class Classifier(GraphModel):
             )
         made = Made(changes, seeds=True)
         with construction_scope(backbone.seed, "float32"):
-            layers = [keras.layers.GlobalAveragePooling2D(name="pool")]
+            layers = [keras.layers.GlobalAveragePooling2D("channels_last", name="pool")]
             if dropout:
                 layers.append(keras.layers.Dropout(dropout, seed=next_seed(), name="dropout"))
             initializer = keras.initializers.RandomNormal(stddev=0.01, seed=next_seed())
@@ -196,7 +201,7 @@ def create(
         name: one of `list_variants()`, such as `"resnet50"` or `"resnet20_cifar"`.
         num_classes: number of classes; None gives the backbone without a classifier.
         input_shape: (height, width, channels) in pixels; height and width may be None.
-        seed: of the initial weights and of random wiring.
+        seed: of the initial weights and of random wiring; at least 0.
         weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, or None; see
             `convert.load_weights`.
         **options: fields of `layers.GraphOptions` (`wiring`, `threshold`, `edge_scale`, `init`,

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.adjacencies import adjacency
+from dgnet_keras.adjacencies import adjacency, check_network
 from dgnet_keras.layers.blocks import ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.conv import ConvNormAct
 from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.preprocessing import Preprocessing
 
 KINDS = ("convolution", "dense", "router", "aggregation")
 
@@ -135,6 +136,8 @@ def model_costs(model: keras.Model, image_size: Sequence[int] | None = None) -> 
     Raises:
         ValueError: if a layer's multiply-adds are not known; see `count_layer`.
     """
+    if any(isinstance(layer, Preprocessing) for layer in model.layers):
+        check_network(model, "adjacency_outputs")
     _, height, width, channels = model.input_shape
     size = image_size or (height, width)
     if None in size:

@@ -104,6 +104,9 @@ class GardenBackbone(tf_keras.layers.Layer):
     Attributes:
         backbone: the Keras 3 backbone.
         output_specs: dict of level to `tf.TensorShape` (None, height, width, channels).
+
+    Raises:
+        ValueError: if tf_keras is set to another data format than `channels_last`.
     """
 
     def __init__(
@@ -115,6 +118,12 @@ class GardenBackbone(tf_keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=kwargs.pop("name", backbone.name), **kwargs)
+        if tf_keras.backend.image_data_format() != "channels_last":
+            raise ValueError(
+                "Model Garden builds detectors as tf_keras is set to: `image_data_format` must be "
+                "'channels_last', in ~/.keras/keras.json or by tf_keras.backend."
+                f"set_image_data_format. Received: {tf_keras.backend.image_data_format()!r}"
+            )
         levels = {name.removeprefix("P"): x for name, x in backbone.pyramid_outputs.items()}
         # Not by attribute assignment: tf_keras would track a part of their variables.
         object.__setattr__(self, "backbone", backbone)

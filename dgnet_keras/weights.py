@@ -184,18 +184,41 @@ def load_keras(model: keras.Model, path: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         with reading(path, "Keras"), zipfile.ZipFile(path) as archive:
             inner = archive.extract("model.weights.h5", folder)
-            scale = _configured_edge_scale(json.loads(archive.read("config.json")))
-        return load_h5(model, inner, name=path, edge_scale=scale)
+            config = _backbone_config(json.loads(archive.read("config.json")))
+        scale = config.get("edge_scale") or default_edge_scale(config["init"]) if config else None
+        loaded = load_h5(model, inner, name=path, edge_scale=scale)
+    if config:
+        _warn_of_another_network(model, path, config, any(map(is_wiring_weight, loaded)))
+    return loaded
 
 
-def _configured_edge_scale(config):
-    """`edge_scale` of the graph stages in a saved model's configuration; None if it has none."""
+def _backbone_config(config):
+    """The configuration of the backbone in that of a saved model; None if it has none."""
     if isinstance(config, dict):
         if "edge_scale" in config:
-            return config["edge_scale"] or default_edge_scale(config["init"])
+            return config
         config = list(config.values())
-    found = map(_configured_edge_scale, config) if isinstance(config, list) else ()
+    found = map(_backbone_config, config) if isinstance(config, list) else ()
     return next((value for value in found if value is not None), None)
+
+
+def _warn_of_another_network(model, path, config, is_routed):
+    """Warns of what weights do not show, but what they were trained with."""
+    own = getattr(model, "backbone", model).get_config()
+    pixels = config.get("preprocessing", {}), own["preprocessing"]
+    pairs = {f"preprocessing.{k}": [c.get(k) for c in pixels] for k in ("mean", "std")}
+    specs = json.loads(json.dumps([config.get("spec", {}), own["spec"]]))  # tuples become lists
+    pairs |= {k: [s.get(k) for s in specs] for k in specs[1]}
+    if config["wiring"] != "chain":
+        pairs["wiring"] = [config["wiring"], own["wiring"]]
+    if is_routed:
+        pairs["threshold"] = [config.get("threshold"), own["threshold"]]
+    differ = [f"{k} {a} (here {b})" for k, (a, b) in pairs.items() if a not in (None, b)]
+    if differ:
+        warnings.warn(
+            f"{path} was trained as another network, though its weights fit: {', '.join(differ)}.",
+            stacklevel=5,
+        )
 
 
 def load_h5(
@@ -217,14 +240,21 @@ def load_h5(
             it was.
     """
     name = name or path
-    names = _h5_names(model)
+    names, has_config = _h5_names(model), name != path
     with reading(name, "HDF5"), h5py.File(path) as file:
         # A compiled model's file also holds its optimizer.
         stored = {k: v for k, v in _h5_arrays(file).items() if k.startswith("layers/")}
     values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
     check_edge_scale(model, values, edge_scale)
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
-    return assign_with_head(model, values, name, classes)
+    loaded = assign_with_head(model, values, name, classes)
+    if not has_config and any(H5_WIRING.search(n) for n in stored if n not in names):
+        warnings.warn(
+            f"{name} has weights of another wiring than this model's. They were left out, though "
+            "the blocks were trained with them.",
+            stacklevel=4,
+        )
+    return loaded
 
 
 def _is_extra(name):

@@ -99,6 +99,13 @@ def test_a_variant_that_is_no_spec_is_named(monkeypatch):
         ("resnet18", {"input_shape": (224, 224, None)}, "input_shape.*None"),
         ("resnet18", {"num_classes": 0}, "num_classes.*0"),
         ("resnet18", {"num_classes": 2.5}, "num_classes.*2.5"),
+        ("resnet18", {"input_shape": 224}, "input_shape.*224"),
+        ("resnet18", {"input_shape": (True, 32, 3)}, r"input_shape.*\(True, 32, 3\)"),
+        ("resnet18", {"input_shape": (32.0, 32, 3)}, r"input_shape.*\(32.0, 32, 3\)"),
+        ("resnet18", {"seed": None}, "seed.*at least 0.*None"),
+        ("resnet18", {"seed": -1}, "seed.*at least 0.*-1"),  # Python's random takes it for 1
+        ("resnet18", {"seed": 1.5}, "seed.*integer.*1.5"),
+        ("resnet18", {"seed": True}, "seed.*integer.*True"),
     ],
 )
 def test_bad_arguments_are_named(name, kwargs, message):
@@ -109,3 +116,35 @@ def test_bad_arguments_are_named(name, kwargs, message):
 def test_a_variant_of_another_family_is_not_a_variant_of_this_one():
     with pytest.raises(ValueError, match=r"DGResNet has no variant 'resnet51'.*'resnet50'"):
         dg.DGResNet("resnet51")
+
+
+def test_channels_that_come_first_are_warned_of():
+    with pytest.warns(UserWarning, match="of 3 x 8 pixels and 16 channels"):
+        model = dg.create("resnet20_cifar", **{**TINY, "input_shape": (3, 8, 16)})
+    assert model.input_shape == (None, 3, 8, 16)
+
+
+def test_numpys_integers_are_integers():
+    tiny = {**TINY, "input_shape": np.array([16, 16, 3])}
+    model = dg.create("resnet20_cifar", seed=np.int64(3), **tiny)
+    assert model.input_shape == (None, 16, 16, 3)
+    expected = dg.create("resnet20_cifar", seed=3, **TINY)
+    np.testing.assert_array_equal(model(images()), expected(images()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dropout": True}, "dropout.*True"), ({"dropout": 1.0}, r"dropout.*in \[0, 1\).*1.0")],
+)
+def test_a_classifier_names_what_it_cannot_take(options, message):
+    model = dg.create("resnet20_cifar", **TINY)
+    with pytest.raises(ValueError, match=message):
+        dg.Classifier(model.backbone, 3, **options)
+    with pytest.raises(ValueError, match=r"`backbone` must be a backbone.*Received: <Classifier"):
+        dg.Classifier(model, 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar", 32), ("resnet18", 224)])
+def test_a_network_of_any_size_is_prepared_for_that_of_its_variant(name, size):
+    model = dg.create(name, **{**TINY, "input_shape": (None, None, 3)})
+    assert model.preprocessing.image_size == (size, size)

@@ -202,3 +202,38 @@ def test_a_weights_file_under_a_narrow_policy(policy, depth, tmp_path):
         np.testing.assert_array_equal(
             keras.ops.cast(ours, "float32"), keras.ops.cast(theirs, "float32")
         )
+
+
+def test_what_weights_do_not_show_is_warned_of(tmp_path):
+    source = create(ROW, threshold=0.2)
+    source.preprocessing = dg.Preprocessing(16, 0.5, mean=0.5, std=0.5)
+    source.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="trained as another network, though") as found:
+        create(ROW, stem_strides=2, weights=tmp_path / "model.keras")
+    (message,) = [str(w.message) for w in found if w.category is UserWarning]
+    assert "preprocessing.mean [0.5] (here [0.485, 0.456, 0.406])" in message
+    assert "stem_strides 1 (here 2)" in message
+    assert "threshold 0.2 (here 0.1)" in message
+    assert "crop" not in message
+    same = create(ROW, threshold=0.2)
+    same.preprocessing = dg.Preprocessing(32, 1.0, mean=0.5, std=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dg.convert.load_weights(same, tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize(
+    ("wiring", "name", "message"),
+    [
+        ("dynamic", "model.keras", r"wiring dynamic \(here chain\)"),
+        ("complete", "model.keras", r"wiring complete \(here chain\)"),
+        ("dynamic", "model.weights.h5", "weights of another wiring.*left out"),
+    ],
+)
+def test_a_wiring_that_is_left_out_is_warned_of(wiring, name, message, tmp_path):
+    source = create(ROW, wiring=wiring)
+    save = source.save if name.endswith(".keras") else source.save_weights
+    save(tmp_path / name)
+    with pytest.warns(UserWarning, match=message) as found:
+        create(ROW, wiring="chain", weights=tmp_path / name)
+    assert [w.category for w in found].count(UserWarning) == 1

@@ -210,6 +210,12 @@ def test_two_devices_compute_what_one_does(tmp_path):
         np.testing.assert_allclose(values[1][name] / scale, value / scale, atol=1e-4, err_msg=name)
 
 
+def test_tf_keras_set_to_channels_first_is_refused(monkeypatch):
+    monkeypatch.setattr(tf_keras.backend, "image_data_format", lambda: "channels_first")
+    with pytest.raises(ValueError, match=r"must be 'channels_last'.*Received: 'channels_first'"):
+        garden()
+
+
 def test_a_missing_level_is_named():
     with pytest.raises(ValueError, match=r"has the levels P2, P3.*P5"):
         detection.feature_pyramid(catalog.create("resnet_basic", num_classes=None))

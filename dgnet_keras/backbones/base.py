@@ -9,7 +9,13 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import keras
 import tensorflow as tf
 
-from dgnet_keras.checks import check_input_shape, check_positive, closest
+from dgnet_keras.checks import (
+    check_input_shape,
+    check_positive,
+    check_preprocessed,
+    check_seed,
+    closest,
+)
 from dgnet_keras.layers.composite import Change, Made, remade, settle_flags
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.initializers import seeded
@@ -89,9 +95,10 @@ def construction_scope(seed: int, dtype: str | keras.DTypePolicy) -> Iterator[No
 
 
 class GraphModel(keras.Model):
-    """Base of backbones and classifiers: compiling, and the config of what was changed on layers.
+    """A model of preprocessed images: base of backbones and classifiers.
 
-    It compiles with XLA by default only where an accelerator is present.
+    It compiles with XLA by default only where an accelerator is present. What was changed on its
+    layers is in its config.
 
     Args:
         inputs: symbolic images.
@@ -101,6 +108,8 @@ class GraphModel(keras.Model):
             its layers have theirs.
         made: the layers that the model makes.
     """
+
+    preprocessing: Preprocessing
 
     def __init__(
         self,
@@ -116,6 +125,33 @@ class GraphModel(keras.Model):
         self._made = made
         if not trainable and not made.is_copy:
             self.trainable = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "preprocessing":
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, Preprocessing):
+            raise ValueError(f"`preprocessing` must be a `dg.Preprocessing`. Received: {value!r}")
+        value.check_fits(self.input_shape[1:])
+        object.__setattr__(self, name, value)  # Keras would count it among the model's layers
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """As `keras.Model.call`; refuses raw images, which Keras would cast without a word."""
+        for images in keras.tree.flatten(inputs):
+            check_preprocessed(images)
+        return super().call(inputs, training=training, mask=mask)
+
+    def with_preprocessing(self) -> keras.Model:
+        """The same model, layers shared, behind its `preprocessing` as it is now.
+
+        Returns:
+            A `keras.Model` that takes raw images, (batch, height, width, channels) of 0 to 255,
+            any size, and answers as `model(model.preprocessing(images))`. The network is its layer
+            of this model's name: tools such as `dg.adjacency` take that.
+        """
+        images = keras.Input((None, None, self.input_shape[-1]), name="raw_images")
+        outputs = self(self.preprocessing(images))
+        return keras.Model(images, outputs, name=f"{self.name}_with_preprocessing")
 
     def compile(
         self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any
@@ -198,7 +234,7 @@ class Backbone(GraphModel):
         changes: Mapping[str, Change] | None = None,
         **options: Unpack[GraphKeywords],
     ) -> None:
-        input_shape = check_input_shape(input_shape)
+        input_shape, seed = check_input_shape(input_shape), check_seed(seed)
         graph_options = GraphOptions.of(options)
         if isinstance(spec, str):
             name = name or spec
@@ -222,7 +258,7 @@ class Backbone(GraphModel):
             for key, matrix in stage.output["adjacency"].items()
         }
         self.preprocessing = preprocessing or Preprocessing.for_input(
-            input_shape, crop=spec.default_crop
+            input_shape, crop=spec.default_crop, image_size=spec.default_image_size
         )
         self.seed = seed
         self._layer_options = input_shape, dtype

@@ -38,6 +38,16 @@ def labelled_files(folder, limit):
     return list(paths), list(labels) if classes else None, classes or None
 
 
+def check_channels(channels):
+    """Raises `ValueError` if no image file has so many channels."""
+    from dgnet_keras.serving.signatures import FILE_FORMATS
+
+    if channels not in FILE_FORMATS:
+        raise ValueError(
+            f"Image files have 1, 3 or 4 channels. Received: a model that takes {channels}"
+        )
+
+
 def read_images(paths, preprocessing, channels):
     """Images as a model takes them, and which of the files could be decoded.
 
@@ -47,6 +57,7 @@ def read_images(paths, preprocessing, channels):
     import numpy as np
     import tensorflow as tf
 
+    check_channels(channels)
     images, kept = [], []
     for k, path in enumerate(paths):
         try:
@@ -122,9 +133,9 @@ def _served_content(path, channels):
     from dgnet_keras.serving.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
 
     content = sys.stdin.buffer.read() if path is None else path.read_bytes()
-    if not content.startswith((JPEG_HEADER, PNG_HEADER)):
+    if not content.startswith(PNG_HEADER if channels == 4 else (JPEG_HEADER, PNG_HEADER)):
         buffer = io.BytesIO()  # by Pillow: TensorFlow takes a BMP's palette for grey levels
         Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
         content = buffer.getvalue()
-    tf.io.decode_image(check_encoded(0, content), channels, expand_animations=False)
+    tf.io.decode_image(check_encoded(0, content, channels), channels, expand_animations=False)
     return content

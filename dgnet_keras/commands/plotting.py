@@ -34,13 +34,15 @@ def plot_command(args):
 
     import dgnet_keras as dg
     from dgnet_keras import connectivity
+    from dgnet_keras.adjacencies import check_network
 
     output = pathlib.Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"`--output` must be a folder. Received: the file {output}")
     paths, labels, class_names = labelled_files(args.images, args.limit)
     model = load_model(args.model)
-    if not getattr(model, "adjacency_outputs", None):
+    check_network(model, "adjacency_outputs")
+    if not model.adjacency_outputs:
         raise ValueError(f"The model of {args.model} has no edges to draw.")
     inputs, kept = read_images(paths, model.preprocessing, model.input_shape[-1])
     paths = [paths[k] for k in kept]

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from dgnet_keras.commands.images import named_files, read_encoded
+from dgnet_keras.commands.images import check_channels, named_files, read_encoded
 from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
 
 BATCH_SIZE = 32
@@ -94,6 +94,7 @@ def open_classifier(path):
         FileNotFoundError: if there is no model.
         ValueError: if it cannot be read, or is no classifier.
     """
+    from dgnet_keras.adjacencies import check_network
     from dgnet_keras.serving.config import found_versions
 
     path = pathlib.Path(path)
@@ -107,8 +108,8 @@ def open_classifier(path):
             "SavedModel, or of its versions"
         )
     model = load_model(path)
-    if not hasattr(model, "num_classes"):
-        raise ValueError(f"The model of {path} is not a classifier of dgnet_keras.")
+    check_network(model, "num_classes")
+    check_channels(model.input_shape[-1])
     labels = class_names(run_record(path)[0]) or [str(k) for k in range(model.num_classes)]
     _check_labels(labels, model.num_classes, path)
     return ImageClassifier(_keras_classify(model), labels, model.input_shape[-1])
@@ -122,17 +123,20 @@ def _open_saved_model(folder):
     except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} cannot be read as a SavedModel: {reason}") from error
-    file, names = folder / "assets" / "labels.txt", ("serving_default", "predict_jpeg")
-    outputs = getattr(signatures.get("predict_jpeg"), "structured_outputs", {})
+    file, default = folder / "assets" / "labels.txt", signatures.get("serving_default")
+    outputs = getattr(default, "structured_outputs", {})
     shape = outputs["probabilities"].shape if "probabilities" in outputs else None
-    if not file.exists() or shape is None or shape.rank != 2 or set(names) - set(signatures):
+    is_classifier = file.exists() and shape is not None and shape.rank == 2
+    if is_classifier:
+        (images,) = default.structured_input_signature[1].values()
+        check_channels(images.shape[-1])
+    if not is_classifier or "predict_jpeg" not in signatures:
         raise ValueError(
             f"{folder} is not a classifier's export, such as `export` makes (a detector's is asked "
             "as docs/detection.md shows)"
         )
     labels = read_lines(file)
-    _check_labels(labels, shape[-1], file)
-    (images,) = signatures["serving_default"].structured_input_signature[1].values()
+    _check_labels(labels, outputs["probabilities"].shape[-1], file)
     predict = signatures["predict_jpeg"]
     return ImageClassifier(
         lambda files: predict(tf.constant(files))["probabilities"].numpy(),
@@ -150,11 +154,13 @@ def _keras_classify(model):
     import numpy as np
     import tensorflow as tf
 
+    from dgnet_keras.serving.signatures import probabilities
+
     channels = model.input_shape[-1]
 
     def classify(files):
         pixels = [tf.io.decode_image(f, channels, expand_animations=False) for f in files]
         images = np.stack([model.preprocessing(p) for p in pixels])
-        return tf.nn.softmax(model.predict(images, verbose=0)).numpy()
+        return probabilities(tf.constant(model.predict(images, verbose=0))).numpy()
 
     return classify

@@ -295,5 +295,6 @@ def imagenet_stem(inputs: keras.KerasTensor, *, strides: int = 2) -> keras.Keras
     """
     x = ConvNormAct(64, 7, strides=strides, name="stem")(inputs)
     # Features are not negative after ReLU, so that padding with zeros pads with -infinity.
-    x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
-    return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+    last = {"data_format": "channels_last"}  # whatever Keras is set to
+    x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad", **last)(x)
+    return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool", **last)(x)

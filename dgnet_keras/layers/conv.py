@@ -128,7 +128,9 @@ class ConvNormAct(Composite):
         pad = symmetric_padding(kernel_size)
         # With stride 1, TensorFlow's "same" is the symmetric padding, and needs no extra copy.
         needs_pad = strides > 1 and pad > 0
-        self.pad = self._layer(keras.layers.ZeroPadding2D, "pad", pad) if needs_pad else None
+        last = {"data_format": "channels_last"}  # whatever Keras is set to
+        padding = keras.layers.ZeroPadding2D
+        self.pad = self._layer(padding, "pad", pad, **last) if needs_pad else None
         self.conv = self._layer(
             GroupedConv2D,
             "conv",
@@ -138,6 +140,7 @@ class ConvNormAct(Composite):
             padding="valid" if needs_pad else "same",
             groups=groups,
             use_bias=False,
+            **last,
             # He's normal initialisation over fan-out, of which each group has its share.
             kernel_initializer=keras.initializers.VarianceScaling(
                 2.0 * groups, "fan_out", "normal", seed=next_seed()

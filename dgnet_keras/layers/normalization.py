@@ -51,6 +51,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and not self.renorm
             and not self.synchronized
             and inputs.dtype in (tf.float32, tf.float16, tf.bfloat16)
+            and self.gamma.dtype == "float32"  # not under the policy "float16"
         )
 
 

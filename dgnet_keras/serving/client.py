@@ -105,6 +105,9 @@ class Client:
     ) -> dict[str, np.ndarray]:
         """Classifies JPEG and PNG files, mixed and of any sizes (signature `predict_jpeg`).
 
+        A model of 4 channels takes PNG files alone. One of 2, or of more than 4, has no such
+        signature: no image file holds so many.
+
         Args:
             files: list of B, each the content as `bytes`, or a path.
 

@@ -10,16 +10,17 @@ import pathlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.adjacencies import check_network
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.preprocessing import Preprocessing
-from dgnet_keras.serving.signatures import MAX_PIXELS, ServingModule
+from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
 from dgnet_keras.version import __version__
 
 LABELS = "labels.txt"
@@ -42,14 +43,15 @@ def export_saved_model(
 
     - `serving_default(images: uint8 (B, height, width, channels))` and
       `predict_float(images: float32, 0 to 255)`: `logits` and `probabilities`, float32
-      (B, num_classes); `classes`, int64 (B,), the most probable; `top_labels`, string
-      (B, min(5, num_classes)), most probable first;
-    - `predict_jpeg(image_bytes: string (B,))`: the same, from JPEG or PNG files of any sizes;
+      (B, num_classes), the softmax, or for one class the sigmoid; `classes`, int64 (B,), the most
+      probable; `top_labels`, string (B, min(5, num_classes)), most probable first;
+    - `predict_jpeg(image_bytes: string (B,))`: the same, from JPEG or PNG files of any sizes, for
+      models of 1 or 3 channels; from PNG files for those of 4; no such signature for others;
     - `connectivity(images: uint8)`: one float32 (B, N + 1, N + 1) a stage with edges, and `macs`,
       int64 (B,), see `count_macs`;
     - `connectivity_at(images: uint8, threshold: float32, () or (B,))`: the same with another
       threshold, for models with edges;
-    - `features(images: uint8)`: `features`, the backbone's final feature map.
+    - `features(images: uint8)`: `features`, the backbone's final feature map, float32.
 
     A request that does not fit fails with INVALID_ARGUMENT and says why: another rank, no image,
     bytes that are no JPEG or PNG, pixels that are no numbers, more than 2^26 pixels in an image.
@@ -71,7 +73,8 @@ def export_saved_model(
 
     Raises:
         FileExistsError: if the version exists.
-        ValueError: if the model is not a classifier, or labels, version or image size do not fit.
+        ValueError: if the model is not a classifier, has weights that are NaN or infinite, or
+            labels, version or image size do not fit.
     """
     return write_saved_model(
         model, directory, version=version, labels=labels, image_size=image_size
@@ -99,7 +102,7 @@ def write_saved_model(
     """
     preprocessing = _check(model, version, labels, image_size)
     labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
-    broken = [label for label in labels if label.splitlines() != [label]]
+    broken = [label for label in labels if label.splitlines() != [label] or not label.strip()]
     if broken:
         raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
     target = pathlib.Path(directory) / str(version)
@@ -205,13 +208,14 @@ def _write_warmup(path, signatures, preprocessing, model_name):
         )
         return
     path.parent.mkdir()
+    channels = signatures["serving_default"].input_signature[0].shape[-1]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name, function in signatures.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = name
             for spec in function.input_signature:
-                value = _warmup_value(spec, preprocessing.image_size)
+                value = _warmup_value(spec, preprocessing.image_size, channels)
                 request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value, spec.dtype))
             log = prediction_log_pb2.PredictionLog(
                 predict_log=prediction_log_pb2.PredictLog(request=request)
@@ -219,22 +223,23 @@ def _write_warmup(path, signatures, preprocessing, model_name):
             writer.write(log.SerializeToString())
 
 
-def _warmup_value(spec, image_size):
+def _warmup_value(spec, image_size, channels):
     """One image, as pixels or encoded, or a threshold for it: a batching server takes no scalar."""
     if spec.name == "threshold":
         return [0.0]
     if spec.dtype == tf.string:
-        return [tf.io.encode_jpeg(np.zeros((*image_size, 1), "uint8")).numpy()]
+        encode = tf.io.encode_jpeg if "JPEG" in FILE_FORMATS[channels] else tf.io.encode_png
+        return [encode(np.zeros((*image_size, 1), "uint8")).numpy()]
     return np.zeros((1, *image_size, spec.shape[-1]))
 
 
 def _check(model, version, labels, image_size):
     """Returns the preprocessing to export with."""
-    if not hasattr(model, "num_classes"):
-        raise ValueError(f"`model` must be a classifier of dgnet_keras. Received: {model}")
+    check_network(model, "num_classes")
     if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
         raise ValueError(f"`version` must be a positive integer of 64 bits. Received: {version!r}")
-    if isinstance(labels, (str, bytes)):
+    is_list = hasattr(labels, "__len__") and not isinstance(labels, (str, bytes, Mapping, Set))
+    if labels is not None and (not is_list or None in list(labels)):
         raise ValueError(f"`labels` must be a list of strings. Received: {labels!r}")
     if labels is not None and len(labels) != model.num_classes:
         raise ValueError(
@@ -243,8 +248,7 @@ def _check(model, version, labels, image_size):
         )
     preprocessing = model.preprocessing
     if image_size is not None:
-        config = {**preprocessing.to_config(), "image_size": image_size}
-        preprocessing = type(preprocessing)(**config)
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
     if np.prod(preprocessing.image_size, dtype=float) > MAX_PIXELS:
         raise ValueError(
             f"`image_size` must have at most {MAX_PIXELS} pixels. "
@@ -257,6 +261,11 @@ def _check(model, version, labels, image_size):
             f"Received: {preprocessing.image_size}. Create the model with "
             "`input_shape=(None, None, channels)` to export it at any size."
         )
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight.numpy(), "float32")).all():
+            raise ValueError(
+                f"The model's weights must be finite. Received: {weight.path} with NaN or infinity"
+            )
     return preprocessing
 
 

@@ -20,6 +20,7 @@ MAX_FLOAT = 1e4  # of a pixel given as float32: larger ones, NaN and infinity ar
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 33  # signature and image header, which every PNG begins with
 JPEG_HEADER = b"\xff\xd8\xff"
+FILE_FORMATS = {1: ("JPEG", "PNG"), 3: ("JPEG", "PNG"), 4: ("PNG",)}  # by number of channels
 
 
 class ServingModule(tf.Module):
@@ -54,9 +55,10 @@ class ServingModule(tf.Module):
         self.preprocess_float = graph_function(
             self._prepare, [tf.TensorSpec(shape, tf.float32, "images")]
         )
-        self.preprocess_jpeg = graph_function(
-            self._decode, [tf.TensorSpec((None,), tf.string, "image_bytes")]
-        )
+        if size[-1] in FILE_FORMATS:
+            self.preprocess_jpeg = graph_function(
+                self._decode, [tf.TensorSpec((None,), tf.string, "image_bytes")]
+            )
         self.weights = [variable.value for variable in model.variables]
 
     def _trackable_children(self, *args, **kwargs):
@@ -64,11 +66,8 @@ class ServingModule(tf.Module):
         return {k: v for k, v in children.items() if k not in ("_model", "_costs")}
 
     def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
-        """The signature functions by name."""
-        (raw,), (floats,), (encoded,) = (
-            function.input_signature
-            for function in (self.preprocess, self.preprocess_float, self.preprocess_jpeg)
-        )
+        """The signature functions by name: those that can answer."""
+        (raw,), (floats,) = self.preprocess.input_signature, self.preprocess_float.input_signature
         threshold = tf.TensorSpec(None, tf.float32, "threshold")  # scalar, or one an image
 
         def predict(images):
@@ -83,16 +82,18 @@ class ServingModule(tf.Module):
         specs: dict[str, tuple[Callable, list[tf.TensorSpec]]] = {
             "serving_default": (predict, [raw]),
             "predict_float": (predict_float, [floats]),
-            "predict_jpeg": (predict_jpeg, [encoded]),
             "features": (self._features, [raw]),
             "connectivity": (self._connectivity, [raw]),
         }
+        if hasattr(self, "preprocess_jpeg"):
+            specs["predict_jpeg"] = (predict_jpeg, self.preprocess_jpeg.input_signature)
         if self._model.adjacency_outputs:
             specs["connectivity_at"] = (self._connectivity_at, [raw, threshold])
         return {name: graph_function(*spec) for name, spec in specs.items()}
 
     def _features(self, images):
-        return {"features": self._run(self.preprocess(images))["features"]}
+        features = self._run(self.preprocess(images))["features"]
+        return {"features": tf.cast(features, tf.float32)}  # clients know no bfloat16
 
     def _connectivity(self, images):
         images = self.preprocess(images)
@@ -117,7 +118,7 @@ class ServingModule(tf.Module):
 
         def decode(element):
             index, encoded = element
-            encoded = check_encoded(index, encoded)
+            encoded = check_encoded(index, encoded, self._size[-1])
             image = tf.io.decode_image(encoded, self._size[-1], expand_animations=False)
             image.set_shape((None, None, self._size[-1]))
             return self._resize(image)
@@ -130,6 +131,7 @@ class ServingModule(tf.Module):
         return self._preprocessing.normalize(decoded)
 
     def _with_macs(self, adjacency, images):
+        adjacency = {name: tf.cast(matrix, tf.float32) for name, matrix in adjacency.items()}
         return {**adjacency, "macs": self._costs.of_images(adjacency, tf.shape(images)[0])}
 
     def _answer(self, images):
@@ -137,10 +139,18 @@ class ServingModule(tf.Module):
         top = tf.math.top_k(logits, min(TOP_LABELS, logits.shape[-1])).indices
         return {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": probabilities(logits),
             "classes": tf.argmax(logits, axis=-1),
             "top_labels": tf.gather(self._labels, top),
         }
+
+
+def probabilities(logits: tf.Tensor) -> tf.Tensor:
+    """Of logits (batch, classes): their softmax, or of one class alone the sigmoid.
+
+    The softmax of a single logit is 1 whatever the image is.
+    """
+    return tf.nn.softmax(logits) if logits.shape[-1] > 1 else tf.sigmoid(logits)
 
 
 def graph_function(
@@ -178,12 +188,15 @@ def check_images(images: tf.Tensor) -> tf.Tensor:
         return tf.identity(images)
 
 
-def check_encoded(index: int | tf.Tensor, encoded: bytes | tf.Tensor) -> tf.Tensor:
+def check_encoded(
+    index: int | tf.Tensor, encoded: bytes | tf.Tensor, channels: int = 3
+) -> tf.Tensor:
     """Refuses what is not a JPEG or PNG file, or too large an image, before it is decoded.
 
     Args:
         index: of the image in the request, for the message.
         encoded: scalar string.
+        channels: that it is decoded to, one of `FILE_FORMATS`.
 
     Returns:
         `encoded`.
@@ -192,10 +205,11 @@ def check_encoded(index: int | tf.Tensor, encoded: bytes | tf.Tensor) -> tf.Tens
     is_jpeg = tf.strings.substr(encoded, 0, len(JPEG_HEADER)) == JPEG_HEADER
     is_png = tf.strings.substr(encoded, 0, len(PNG_HEADER)) == PNG_HEADER
     is_png = tf.logical_and(is_png, length >= PNG_HEADER_BYTES)
+    formats = FILE_FORMATS[channels]
     known = _check(
-        tf.logical_or(is_jpeg, is_png),
-        "image_bytes must be whole JPEG or PNG files. Received: image",
-        *(index, "of", length, "bytes, which is neither"),
+        tf.logical_or(is_jpeg, is_png) if "JPEG" in formats else is_png,
+        f"image_bytes must be whole {' or '.join(formats)} files. Received: image",
+        *(index, "of", length, "bytes, which is neither" if "JPEG" in formats else "bytes"),
     )
 
     def png_size():

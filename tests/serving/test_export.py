@@ -81,6 +81,10 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
         ({"labels": ["a", "b\nc", "d"]}, "one line each.*b"),
         ({"labels": ["a\n", "b\n", "c\n"]}, "one line each.*a"),
         ({"labels": "abc"}, "list of strings.*abc"),
+        ({"labels": {0: "a", 1: "b", 2: "c"}}, "list of strings.*0: .a"),
+        ({"labels": (c for c in "abc")}, "list of strings.*generator"),
+        ({"labels": ["a", None, "c"]}, "list of strings.*None"),
+        ({"labels": ["a", " ", "c"]}, "one line each, not empty.*' '"),
         ({"version": 2**63}, "64 bits"),
         ({"image_size": (10**5, 10**5)}, "at most 67108864 pixels"),
         ({"image_size": (20, 20)}, r"\(16, 16\).*\(20, 20\).*None, None"),
@@ -90,6 +94,13 @@ def test_bad_arguments_are_named(model, tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         dg.export_saved_model(model, tmp_path, **kwargs)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_network_is_not_exported(tmp_path):
+    diverged = create("resnet_cifar_chain", input_shape=(16, 16, 3))
+    diverged.get_layer("logits").bias.assign([0, np.nan, 0])
+    with pytest.raises(ValueError, match=r"must be finite.*logits/bias"):
+        dg.export_saved_model(diverged, tmp_path)
 
 
 def test_a_backbone_is_not_exported(tmp_path):

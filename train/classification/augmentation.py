@@ -123,11 +123,11 @@ def mix(recipe, num_classes):
     (batch,). It takes away `seed`, int64 (batch, 2), of which the first is the batch's, and adds
     `target`, float32 (batch, classes), the share of each class in each image.
     """
-    layers = []
+    layers, options = [], {"data_format": "channels_last", "dtype": "float32"}
     if recipe.mixup_alpha:
-        layers.append(keras.layers.MixUp(recipe.mixup_alpha, dtype="float32"))
+        layers.append(keras.layers.MixUp(recipe.mixup_alpha, **options))
     if recipe.cutmix_alpha:
-        layers.append(keras.layers.CutMix(dtype="float32"))
+        layers.append(keras.layers.CutMix(**options))
         layers[-1].factor = (recipe.cutmix_alpha,) * 2  # the constructor takes no alpha above 1
     if not layers:
         return None
