@@ -273,3 +273,22 @@ def test_a_seed_gives_the_same_weights_while_another_thread_draws_numbers():
         thread.join()
     for ours, theirs in zip(alone.weights, beside.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_tools_say_how_to_copy_where_keras_clones_to_a_plain_model():
+    clone = keras.models.clone_model(create("resnet_cifar_chain"))
+    with pytest.raises(ValueError, match=r"copy\.deepcopy"):
+        dg.adjacency(clone, images())
+
+
+def test_a_stages_output_is_the_dict_that_a_call_gives():
+    model = create("resnet_cifar_split", input_shape=(32, 32, 3))
+    stage = model.get_layer("stage1")
+    assert stage.output.keys() == {"features", "adjacency"}
+    assert list(stage.output["adjacency"]) == ["stage1_graph0", "stage1_graph1"]
+    # Grad-CAM: the features of a stage, and the logits that follow from them.
+    both = keras.Model(model.input, [stage.output["features"], model.output])
+    features, logits = both(images())
+    x = model.get_layer("stem")(images())
+    np.testing.assert_allclose(features, stage(x)["features"], atol=1e-6)
+    np.testing.assert_array_equal(logits, model(images()))
