@@ -9,7 +9,8 @@ from typing import Any, Self, Unpack, overload
 import keras
 
 from dgnet_keras.backbones import FAMILIES
-from dgnet_keras.backbones.base import Backbone, GraphModel, Spec, construction_scope
+from dgnet_keras.backbones.base import Backbone, Spec
+from dgnet_keras.backbones.model import GraphModel, construction_scope
 from dgnet_keras.checks import closest, is_number
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.composite import Change, Made

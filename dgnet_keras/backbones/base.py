@@ -1,24 +1,21 @@
 """Backbone: a stem, graph stages and a head as one functional Keras model."""
 
-import contextlib
 import dataclasses
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, Unpack
 
 import keras
-import tensorflow as tf
 
+from dgnet_keras.backbones.model import GraphModel, construction_scope
 from dgnet_keras.checks import (
     check_input_shape,
     check_positive,
-    check_preprocessed,
     check_seed,
     closest,
 )
 from dgnet_keras.layers.composite import Change, Made, remade, settle_flags
 from dgnet_keras.layers.graph import GraphStage
-from dgnet_keras.layers.initializers import seeded
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -77,112 +74,6 @@ def check_stages(spec: Spec, *names: str) -> None:
             f"{', '.join(f'`{n}`' for n in names)} must have one entry a stage. "
             f"Received: {received}"
         )
-
-
-@contextlib.contextmanager
-def construction_scope(seed: int, dtype: str | keras.DTypePolicy) -> Iterator[None]:
-    """Layers made inside draw their initial weights from `seed` and use the policy `dtype`.
-
-    Wirings add no random initializer, so the blocks of one seed start equal in every wiring.
-    """
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        with seeded(seed):
-            yield
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-class GraphModel(keras.Model):
-    """A model of preprocessed images: base of backbones and classifiers.
-
-    It compiles with XLA by default only where an accelerator is present. What was changed on its
-    layers is in its config.
-
-    Args:
-        inputs: symbolic images.
-        outputs: symbolic output.
-        name: of the model.
-        trainable: False freezes all layers. Of a copy, it is the model's own flag alone, since
-            its layers have theirs.
-        made: the layers that the model makes.
-    """
-
-    preprocessing: Preprocessing
-
-    def __init__(
-        self,
-        inputs: keras.KerasTensor,
-        outputs: keras.KerasTensor,
-        *,
-        name: str | None,
-        trainable: bool,
-        made: Made,
-    ) -> None:
-        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
-        made.check()
-        self._made = made
-        if not trainable and not made.is_copy:
-            self.trainable = False
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "preprocessing":
-            super().__setattr__(name, value)
-            return
-        if not isinstance(value, Preprocessing):
-            raise ValueError(f"`preprocessing` must be a `dg.Preprocessing`. Received: {value!r}")
-        value.check_fits(self.input_shape[1:])
-        object.__setattr__(self, name, value)  # Keras would count it among the model's layers
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """As `keras.Model.call`; refuses raw images, which Keras would cast without a word."""
-        for images in keras.tree.flatten(inputs):
-            check_preprocessed(images)
-        return super().call(inputs, training=training, mask=mask)
-
-    def with_preprocessing(self) -> keras.Model:
-        """The same model, layers shared, behind its `preprocessing` as it is now.
-
-        Returns:
-            A `keras.Model` that takes raw images, (batch, height, width, channels) of 0 to 255,
-            any size, and answers as `model(model.preprocessing(images))`. The network is its layer
-            of this model's name: tools such as `dg.adjacency` take that.
-        """
-        images = keras.Input((None, None, self.input_shape[-1]), name="raw_images")
-        outputs = self(self.preprocessing(images))
-        return keras.Model(images, outputs, name=f"{self.name}_with_preprocessing")
-
-    def compile(
-        self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any
-    ) -> None:
-        """As `keras.Model.compile`; `jit_compile="auto"` means no XLA on a CPU.
-
-        XLA made a CPU's train step 3 to 4 times slower (measured on a bottleneck stage).
-        """
-        if jit_compile == "auto":
-            accelerators = tf.config.list_logical_devices("GPU")
-            accelerators += tf.config.list_logical_devices("TPU")
-            jit_compile = "auto" if accelerators else False
-        super().compile(*args, jit_compile=jit_compile, **kwargs)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as a saved model was, with the optimizer ready for its saved state."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def get_config(self) -> dict[str, Any]:
-        """Name, whether the model is trainable, and what was changed on its layers."""
-        return {"name": self.name, "trainable": self.trainable, "changes": self._made.changes()}
-
-    def freeze(self, paths: Sequence[str]) -> None:
-        """Sets `trainable` of every layer as an older file says it: False for those at `paths`.
-
-        That of the models is left: in such a file a classifier and its backbone share a path.
-        """
-        for layer in self._flatten_layers():
-            if not isinstance(layer, keras.Model):
-                layer.trainable = layer.path not in paths
 
 
 class Backbone(GraphModel):
