@@ -73,9 +73,11 @@ class Preprocessing(keras.layers.Layer):
         *,
         name: str = "preprocessing",
     ) -> None:
+        if not is_number(crop) or not 0 < crop <= 1:
+            raise ValueError(f"`crop` must be in (0, 1]. Received: {crop!r}")
         fields = {
             "image_size": _check_size(image_size),
-            "crop": _check_numbers("crop", crop, lambda c: 0 < c <= 1, "be in (0, 1]")[0],
+            "crop": float(crop),
             "mean": _check_numbers("mean", mean, lambda m: 0 <= m <= 1, "be of pixels in [0, 1]"),
             "std": _check_numbers("std", std, lambda s: 0 < s < math.inf, "be positive"),
         }

@@ -112,6 +112,7 @@ def test_its_fields_are_values():
         ({"mean": 123.7, "std": 58.4}, r"mean.*in \[0, 1\].*123.7"),
         ({"image_size": True}, "image_size.*True"),
         ({"crop": "1"}, "crop.*'1'"),
+        ({"crop": (0.5, 0.7)}, r"crop.*\(0.5, 0.7\)"),
     ],
 )
 def test_bad_fields_are_named(kwargs, message):
