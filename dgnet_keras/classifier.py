@@ -77,7 +77,12 @@ class Classifier(GraphModel):
             for layer in layers:
                 x = made.add(layer)(x)
         super().__init__(
-            backbone.input, x, name=name or backbone.name, trainable=trainable, made=made
+            backbone.input,
+            x,
+            name=name or backbone.name,
+            dtype=backbone.dtype_policy,
+            trainable=trainable,
+            made=made,
         )
         self.backbone = backbone
         self.num_classes = num_classes

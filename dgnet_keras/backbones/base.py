@@ -139,7 +139,14 @@ class Backbone(GraphModel):
                 stage = GraphStage(blocks, seed=(seed, k), name=f"stage{k}", **options)
                 x = made.add(stage)(x)["features"]
             outputs = self._part("head", spec, x, made)
-        super().__init__(inputs, outputs, name=name or self.family, trainable=trainable, made=made)
+        super().__init__(
+            inputs,
+            outputs,
+            name=name or self.family,
+            dtype=dtype,
+            trainable=trainable,
+            made=made,
+        )
         self.spec: Any = spec
         self.graph_options = graph_options
         self.pyramid_outputs = self._pyramid()

@@ -38,6 +38,7 @@ class GraphModel(keras.Model):
         inputs: symbolic images.
         outputs: symbolic output.
         name: of the model.
+        dtype: policy that training goes by: under `mixed_float16`, `compile` scales the loss.
         trainable: False freezes all layers. Of a copy, it is the model's own flag alone, since
             its layers have theirs.
         made: the layers that the model makes.
@@ -51,10 +52,12 @@ class GraphModel(keras.Model):
         outputs: keras.KerasTensor,
         *,
         name: str | None,
+        dtype: keras.DTypePolicy,
         trainable: bool,
         made: Made,
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        self.dtype_policy = dtype
         made.check()
         self._made = made
         if not trainable and not made.is_copy:
