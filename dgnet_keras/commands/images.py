@@ -47,10 +47,12 @@ def read_images(paths, preprocessing, channels):
     import numpy as np
     import tensorflow as tf
 
+    from dgnet_keras.decoding import decode_image
+
     images, kept = [], []
     for k, path in enumerate(paths):
         try:
-            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
+            pixels = decode_image(path.read_bytes(), channels)
         except tf.errors.OpError:
             print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
             continue
@@ -119,7 +121,8 @@ def _served_content(path, channels):
     import tensorflow as tf
     from PIL import Image
 
-    from dgnet_keras.serving.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
+    from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER
+    from dgnet_keras.serving.signatures import check_encoded
 
     content = sys.stdin.buffer.read() if path is None else path.read_bytes()
     if not content.startswith((JPEG_HEADER, PNG_HEADER)):

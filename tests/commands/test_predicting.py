@@ -4,9 +4,12 @@ import pathlib
 
 import numpy as np
 import pytest
+from image_files import shown_png, turned_jpeg
 from PIL import Image
 
+import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from dgnet_keras.commands import images
 
 
 def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, capsys):
@@ -28,6 +31,22 @@ def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, ca
         for p, q in zip(a["predictions"], b["predictions"], strict=True):
             assert q["label"] == ("cat", "dog", "emu")[int(p["label"])]
             assert q["probability"] == pytest.approx(p["probability"], abs=1e-5)
+
+
+def test_pictures_are_classified_upright(served, saved, tmp_path, rng, capsys):
+    content = turned_jpeg(rng.integers(0, 256, (24, 40, 3), "uint8"), 6)
+    (tmp_path / "turned.jpg").write_bytes(content)
+    (tmp_path / "upright.png").write_bytes(shown_png(content))
+    for model in (saved, served):
+        files = [str(tmp_path / name) for name in ("turned.jpg", "upright.png")]
+        main(["predict", str(model), *files, "--json", "--top", "3"])
+        turned, upright = map(json.loads, capsys.readouterr().out.splitlines())
+        assert turned["predictions"] == upright["predictions"]
+    shown, kept = images.read_images(
+        [tmp_path / name for name in ("turned.jpg", "upright.png")], dg.Preprocessing((16, 16)), 3
+    )
+    assert kept == [0, 1]
+    np.testing.assert_array_equal(*shown)
 
 
 def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from dgnet_keras.decoding import decode_image, orientation, stored_box, turned, turned_shape
 from train.classification import augmentation
 from train.classification.examples import Records
 
@@ -29,14 +30,14 @@ def make_reader(split, preprocessing, recipe=None):
 
     def from_encoded(encoded, seed):
         def cropped_jpeg():
-            box = augmentation.crop_box(tf.io.extract_jpeg_shape(encoded), cropping, seed)
-            part = tf.image.decode_and_crop_jpeg(encoded, box, channels)
+            way = orientation(encoded)
+            size = turned_shape(tf.io.extract_jpeg_shape(encoded), way)
+            box = stored_box(augmentation.crop_box(size, cropping, seed), size, way)
+            part = turned(tf.image.decode_and_crop_jpeg(encoded, box, channels), way)
             return tf.image.resize(part, preprocessing.image_size, antialias=True)
 
         def any_image():
-            pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
-            pixels.set_shape((None, None, channels))
-            return from_pixels(pixels, seed)
+            return from_pixels(decode_image(encoded, channels), seed)
 
         if cropping is None:
             return any_image()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.decoding import decode_image
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -52,7 +54,7 @@ class Split:
         split = self.in_memory()
 
         def decode(encoded):
-            return tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
+            return decode_image(encoded, 3).numpy()
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             try:

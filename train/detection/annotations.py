@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import pathlib
+import typing
 
+import numpy as np
 from PIL import Image
 
 from train.detection.masks import convert_mask, is_number
@@ -229,29 +231,64 @@ def _check_files(file, images, images_dir):
 
 
 def image_size(path):
-    """(width, height) of an image file in pixels; `ValueError` if it is not an image."""
+    """(width, height) of an image file in pixels, upright; `ValueError` if it is not an image."""
+    from dgnet_keras.decoding import orientation
+
     try:
         with Image.open(path) as image:
-            return image.size
+            size = image.size
     except OSError as error:
         raise ValueError(f"{path} is not an image: {error}") from error
+    return size[::-1] if int(orientation(path.read_bytes())) >= 5 else size
 
 
-def read_image(path):
+def read_image(path, size=None):
     """An image file as uint8 RGB, (height, width, 3), decoded as in training and in exports.
+
+    Args:
+        path: of the file.
+        size: (width, height) that the annotations give. An image whose EXIF data says how to turn
+            it is upright, unless only the pixels as they are stored have this size.
 
     Raises:
         ValueError: if TensorFlow cannot decode it, or it is an animation.
     """
+    return decode_file(path, size).shown
+
+
+class Decoded(typing.NamedTuple):
+    """What is in an image file.
+
+    Attributes:
+        stored: what TensorFlow decodes from it.
+        shown: what `read_image` gives; the same object where nothing has to be changed.
+        orientation: of its EXIF data, 1 to 8.
+    """
+
+    stored: np.ndarray
+    shown: np.ndarray
+    orientation: int
+
+
+def decode_file(path, size=None):
+    """The `Decoded` of an image file; see `read_image`."""
     import tensorflow as tf
 
+    from dgnet_keras.decoding import decode_image, orientation
+
+    content = path.read_bytes()
     try:
-        image = tf.io.decode_image(path.read_bytes(), channels=3)
+        image = tf.io.decode_image(content, channels=3)
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"{path} is not an image: {error.message.splitlines()[0]}") from error
     if image.shape.rank != 3:
         raise ValueError(f"{path} must be one image: JPEG, PNG, BMP or WebP. Received: a GIF")
-    return image.numpy()
+    stored, way = image.numpy(), int(orientation(content))
+    if way == 1 and not content.startswith(b"BM"):  # which may have a palette
+        return Decoded(stored, stored, way)
+    shown = decode_image(content, 3).numpy()
+    as_stored = size is not None and shown.shape[1::-1] != size == stored.shape[1::-1]
+    return Decoded(stored, stored if as_stored else shown, way)
 
 
 def _with_size(image, images_dir):

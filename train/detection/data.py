@@ -25,7 +25,8 @@ class Data:
         self.validation = validation
         self.train_records = write_records(train, directory, training=True, masks=masks)
         self.validation_records = write_records(validation, directory, training=False, masks=masks)
-        self.findings = list(dict.fromkeys([*train.findings, *validation.findings]))
+        found = (train, validation, self.train_records, self.validation_records)
+        self.findings = list(dict.fromkeys(line for part in found for line in part.findings))
 
 
 def load_data(recipe, workdir, data_dir=None):
