@@ -1,10 +1,16 @@
 """Image files that a command is given."""
 
 import io
+import os
 import pathlib
 import sys
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
+
+
+def readable(name):
+    """A file's name that can be printed: what is not UTF-8 is written as Python writes bytes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def labelled_files(folder, limit):
@@ -24,7 +30,7 @@ def labelled_files(folder, limit):
     found = [
         (path, label)
         for label, name in enumerate(classes or [""])
-        for path in sorted((folder / name).iterdir())
+        for path in sorted((folder / name).rglob("*"))
         if _is_image(path)
     ]
     if not found:
@@ -77,9 +83,9 @@ def named_files(arguments):
             found = sorted(filter(_is_image, path.rglob("*")))
             if not found:
                 raise ValueError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})")
-            yield from ((str(p), p) for p in found)
+            yield from ((readable(p), p) for p in found)
         elif path.exists():
-            yield argument, path
+            yield readable(argument), path
         else:
             raise FileNotFoundError(f"No image at {path}")
 

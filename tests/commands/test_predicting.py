@@ -1,10 +1,11 @@
 import io
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
-from image_files import shown_png, turned_jpeg
+from image_files import encode, shown_png, turned_jpeg
 from PIL import Image
 
 import dgnet_keras as dg
@@ -47,6 +48,21 @@ def test_pictures_are_classified_upright(served, saved, tmp_path, rng, capsys):
     )
     assert kept == [0, 1]
     np.testing.assert_array_equal(*shown)
+
+
+def test_files_of_any_suffix_place_and_name_are_classified(served, tmp_path, rng, capsys):
+    name = os.fsdecode(b"caf\xe9.jfif")
+    (tmp_path / "images" / "cat" / "deep").mkdir(parents=True)
+    for path, kind in (("a.WEBP", "WEBP"), (f"deep/{name}", "JPEG")):
+        content = encode(rng.integers(0, 256, (16, 16, 3), "uint8"), kind)
+        (tmp_path / "images" / "cat" / path).write_bytes(content)
+    main(["predict", str(served), str(tmp_path / "images")])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert "cat/a.WEBP " in first
+    assert "cat/deep/caf\\xe9.jfif " in second
+    paths, labels, _ = images.labelled_files(tmp_path / "images", 5)
+    assert [path.name for path in paths] == ["a.WEBP", name]
+    assert labels == [0, 0]
 
 
 def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """From an element of a stream to pixels: decoded and cropped; what is broken has weight 0."""
 
+import os
+
 import tensorflow as tf
 
 from dgnet_keras.decoding import decode_image, orientation, stored_box, turned, turned_shape
@@ -83,7 +85,9 @@ def _fetcher(split):
     """
     if isinstance(split, Records):
         return lambda element: split.named(element["serialized"], element["name"])
-    columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
+    # TensorFlow takes names that are not UTF-8 as bytes alone.
+    names = None if split.paths is None else [os.fsencode(path) for path in split.paths]
+    columns = {"pixels": split.images, "name": names, "encoded": split.encoded}
     columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
     columns["label"] = tf.constant(split.labels)
     return lambda element: {k: column[element["index"]] for k, column in columns.items()}

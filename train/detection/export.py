@@ -1,6 +1,6 @@
 """What a detector is used for once it is trained: export, predictions, pictures.
 
-Imports `train.detection.annotations`.
+Imports `train.detection.decoding`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from official.vision.serving import export_saved_model_lib
 from dgnet_keras.decoding import orientation, turned
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_detections
-from train.detection import annotations
+from train.detection import decoding
 
 
 class _Detector(serving.DetectionModule):
@@ -120,7 +120,7 @@ def draw_predictions(run, folder, count):
     folder.mkdir(exist_ok=True)
     entries = split.images[:count]
     images = (
-        annotations.read_image(
+        decoding.read_image(
             split.images_dir / entry["file_name"], (entry["width"], entry["height"])
         )
         for entry in entries

@@ -11,7 +11,7 @@ import typing
 from PIL import Image
 
 from dgnet_keras.serving.export import atomic_directory
-from train.detection.annotations import NAMED, decode_file
+from train.detection.decoding import NAMED, decode_file
 
 FINDINGS = "findings.json"
 FORMAT = 2  # of the TFRecords; a higher one makes them anew

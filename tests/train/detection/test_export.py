@@ -9,7 +9,7 @@ from image_files import shown_png, turned_jpeg
 from PIL import Image
 
 from benchmarks.serving import c_api
-from train.detection import annotations, export
+from train.detection import decoding, export
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def test_the_export_finds_what_the_checkpoint_finds(
     files.append(tmp_path / "turned.jpg")
     files[-1].write_bytes(turned_jpeg(np.asarray(picture), 6))
     directory = workdir / "export" / "1"
-    images = [annotations.read_image(file) for file in files]
+    images = [decoding.read_image(file) for file in files]
     requests = [("serving_default", {"inputs": image[None]}) for image in images]
     requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
     answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
@@ -74,7 +74,7 @@ def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
             assert len(read) == k
             yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
 
-    monkeypatch.setattr(annotations, "read_image", read_image)
+    monkeypatch.setattr(decoding, "read_image", read_image)
     monkeypatch.setattr(export, "predict", predict)
     export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
     assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3
