@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 import dgnet_keras as dg
 from train.classification.recipes import Recipe
@@ -80,3 +80,28 @@ def examples(batches, count=None):
         numbers = np.round(pixels[kept] / 4).astype(int)
         found += list(zip(numbers.tolist(), batch["label"].numpy()[kept].tolist(), strict=True))
     return found
+
+
+def encode(pixels, kind, **settings):
+    """The content of an image file: pixels uint8 (height, width, 3), or a Pillow image."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def turned_jpeg(pixels, orientation):
+    """A JPEG whose EXIF data says how to turn these pixels, or without EXIF data for None."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    settings = {} if orientation is None else {"exif": exif}
+    return encode(pixels, "JPEG", quality=100, subsampling=0, **settings)
+
+
+def shown_png(content):
+    """A PNG of what a viewer shows of a JPEG, of TensorFlow's own pixels."""
+    stored = Image.fromarray(tf.io.decode_jpeg(content).numpy())
+    stored.getexif().update(Image.open(io.BytesIO(content)).getexif())
+    return encode(ImageOps.exif_transpose(stored), "PNG")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from train.loop import orbit_log
 from train.strategies import is_chief, make_strategy
-from train.workdir import check_workdir, read_json, write_json
+from train.workdir import check_workdir, read_json, usable_path, write_json
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,7 +34,7 @@ class Session:
     def __init__(self, workdir, strategy):
         if not str(workdir):
             raise ValueError("--workdir must be the name of a folder. Received: ''")
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = pathlib.Path(usable_path("--workdir", workdir))
         self.strategy = make_strategy(strategy)
         self.is_chief = is_chief(self.strategy)
         # Bound to the terminal now: Orbit's output is redirected during training.
@@ -134,6 +134,8 @@ def results_table(results, workdir):
             value = f"{len(value)}" + "".join(f"\n{path}" for path in value[:5])
         elif name == "router_health":
             value = "\n".join(value) or "good"
+        elif name == "data_findings":
+            value = "\n".join(value) or "none"
         elif isinstance(value, float):
             value = f"{value:,.4f}"
         elif isinstance(value, int):

@@ -1,10 +1,16 @@
 """Image files that a command is given."""
 
 import io
+import os
 import pathlib
 import sys
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
+
+
+def readable(name):
+    """A file's name that can be printed: what is not UTF-8 is written as Python writes bytes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def labelled_files(folder, limit):
@@ -24,7 +30,7 @@ def labelled_files(folder, limit):
     found = [
         (path, label)
         for label, name in enumerate(classes or [""])
-        for path in sorted((folder / name).iterdir())
+        for path in sorted((folder / name).rglob("*"))
         if _is_image(path)
     ]
     if not found:
@@ -57,11 +63,13 @@ def read_images(paths, preprocessing, channels):
     import numpy as np
     import tensorflow as tf
 
+    from dgnet_keras.decoding import decode_image
+
     check_channels(channels)
     images, kept = [], []
     for k, path in enumerate(paths):
         try:
-            pixels = tf.io.decode_image(path.read_bytes(), channels, expand_animations=False)
+            pixels = decode_image(path.read_bytes(), channels)
         except tf.errors.OpError:
             print(f"Skipped: {path} cannot be decoded", file=sys.stderr)
             continue
@@ -86,9 +94,9 @@ def named_files(arguments):
             found = sorted(filter(_is_image, path.rglob("*")))
             if not found:
                 raise ValueError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})")
-            yield from ((str(p), p) for p in found)
+            yield from ((readable(p), p) for p in found)
         elif path.exists():
-            yield argument, path
+            yield readable(argument), path
         else:
             raise FileNotFoundError(f"No image at {path}")
 
@@ -130,7 +138,8 @@ def _served_content(path, channels):
     import tensorflow as tf
     from PIL import Image
 
-    from dgnet_keras.serving.signatures import JPEG_HEADER, PNG_HEADER, check_encoded
+    from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER
+    from dgnet_keras.serving.signatures import check_encoded
 
     content = sys.stdin.buffer.read() if path is None else path.read_bytes()
     if not content.startswith(PNG_HEADER if channels == 4 else (JPEG_HEADER, PNG_HEADER)):

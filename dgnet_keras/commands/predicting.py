@@ -154,12 +154,13 @@ def _keras_classify(model):
     import numpy as np
     import tensorflow as tf
 
+    from dgnet_keras.decoding import decode_image
     from dgnet_keras.serving.signatures import probabilities
 
     channels = model.input_shape[-1]
 
     def classify(files):
-        pixels = [tf.io.decode_image(f, channels, expand_animations=False) for f in files]
+        pixels = [decode_image(f, channels) for f in files]
         images = np.stack([model.preprocessing(p) for p in pixels])
         return probabilities(tf.constant(model.predict(images, verbose=0))).numpy()
 

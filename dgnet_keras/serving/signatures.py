@@ -11,15 +11,14 @@ import tensorflow as tf
 
 from dgnet_keras.adjacencies import adjacency_at
 from dgnet_keras.complexity import model_costs
+from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, orientation, turned
 from dgnet_keras.preprocessing import Preprocessing
 
 TOP_LABELS = 5
 MAX_PIXELS = 2**26  # height times width of one image; it takes 0.8 GB as float32
 MAX_FLOAT = 1e4  # of a pixel given as float32: larger ones, NaN and infinity are mistakes
 
-PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 33  # signature and image header, which every PNG begins with
-JPEG_HEADER = b"\xff\xd8\xff"
 FILE_FORMATS = {1: ("JPEG", "PNG"), 3: ("JPEG", "PNG"), 4: ("PNG",)}  # by number of channels
 
 
@@ -121,7 +120,7 @@ class ServingModule(tf.Module):
             encoded = check_encoded(index, encoded, self._size[-1])
             image = tf.io.decode_image(encoded, self._size[-1], expand_animations=False)
             image.set_shape((None, None, self._size[-1]))
-            return self._resize(image)
+            return self._resize(turned(image, orientation(encoded)))
 
         image_bytes = tf.ensure_shape(image_bytes, (None,))
         count = tf.size(image_bytes)

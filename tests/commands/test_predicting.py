@@ -1,12 +1,16 @@
 import io
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
+from image_files import encode, shown_png, turned_jpeg
 from PIL import Image
 
+import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from dgnet_keras.commands import images
 
 
 def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, capsys):
@@ -28,6 +32,37 @@ def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, ca
         for p, q in zip(a["predictions"], b["predictions"], strict=True):
             assert q["label"] == ("cat", "dog", "emu")[int(p["label"])]
             assert q["probability"] == pytest.approx(p["probability"], abs=1e-5)
+
+
+def test_pictures_are_classified_upright(served, saved, tmp_path, rng, capsys):
+    content = turned_jpeg(rng.integers(0, 256, (24, 40, 3), "uint8"), 6)
+    (tmp_path / "turned.jpg").write_bytes(content)
+    (tmp_path / "upright.png").write_bytes(shown_png(content))
+    for model in (saved, served):
+        files = [str(tmp_path / name) for name in ("turned.jpg", "upright.png")]
+        main(["predict", str(model), *files, "--json", "--top", "3"])
+        turned, upright = map(json.loads, capsys.readouterr().out.splitlines())
+        assert turned["predictions"] == upright["predictions"]
+    shown, kept = images.read_images(
+        [tmp_path / name for name in ("turned.jpg", "upright.png")], dg.Preprocessing((16, 16)), 3
+    )
+    assert kept == [0, 1]
+    np.testing.assert_array_equal(*shown)
+
+
+def test_files_of_any_suffix_place_and_name_are_classified(served, tmp_path, rng, capsys):
+    name = os.fsdecode(b"caf\xe9.jfif")
+    (tmp_path / "images" / "cat" / "deep").mkdir(parents=True)
+    for path, kind in (("a.WEBP", "WEBP"), (f"deep/{name}", "JPEG")):
+        content = encode(rng.integers(0, 256, (16, 16, 3), "uint8"), kind)
+        (tmp_path / "images" / "cat" / path).write_bytes(content)
+    main(["predict", str(served), str(tmp_path / "images")])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert "cat/a.WEBP " in first
+    assert "cat/deep/caf\\xe9.jfif " in second
+    paths, labels, _ = images.labelled_files(tmp_path / "images", 5)
+    assert [path.name for path in paths] == ["a.WEBP", name]
+    assert labels == [0, 0]
 
 
 def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, capsys, monkeypatch):

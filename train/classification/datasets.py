@@ -2,20 +2,17 @@
 
 import dataclasses
 import math
-import os
-import pathlib
-import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.checks import closest
 from train.classification.examples import ImageData, Records, Split
-from train.classification.tfrecords import SHARD, TEST_RECORDS, load_tfrecords
+from train.classification.folders import read_folder
+from train.classification.tfrecords import TEST_RECORDS, load_tfrecords
+from train.workdir import usable_path
 
 KINDS = ("digits", "folder", "tfrecord", "tfds:NAME")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-TEST_FOLDERS = ("test", "val", "validation")
 HELD_OUT = 0.2
 
 
@@ -25,8 +22,8 @@ def load_data(recipe, data_dir=None):
     Args:
         recipe: a `Recipe`; its `dataset` says what is loaded (see there), `cache` whether the
             images' bytes are read into memory.
-        data_dir: for `"folder"`, `train/<class>/*.jpg` and `test/<class>/*.jpg` (or `val`), or
-            just `<class>/*.jpg`, of which a fifth is then held out as the test split; for
+        data_dir: for `"folder"`, `train/<class>/` and `test/<class>/` (or `val`), or just
+            `<class>/`, of which a fifth is then held out as the test split; for
             `"tfrecord"`, `train*-of-*` and `validation*-of-*`, and `labels.txt` with the classes'
             names if there is one; for `"tfds:NAME"`, where TensorFlow Datasets keeps its data
             (None: its default).
@@ -37,6 +34,7 @@ def load_data(recipe, data_dir=None):
             not in the training split, or a file that is not whole.
     """
     kind, _, name = recipe.dataset.partition(":")
+    data_dir = data_dir and usable_path("--data-dir", data_dir, any_bytes=kind == "folder")
     if kind == "digits" and not name:
         data = _load_digits()
     elif kind == "folder" and not name:
@@ -75,7 +73,8 @@ def with_validation(data, recipe):
             "the shards to evaluate `validation-*`. "
             f"Received: validation={recipe.validation}, dataset={recipe.dataset!r}"
         )
-    return ImageData(data.class_names, *_hold_out(data.train, recipe.validation, "validation"))
+    train, test = _hold_out(data.train, recipe.validation, "validation")
+    return dataclasses.replace(data, train=train, test=test)
 
 
 def _load_digits():
@@ -113,57 +112,9 @@ def _hold_out(split, share=HELD_OUT, name="test"):
 def _load_folder(data_dir):
     if data_dir is None:
         raise ValueError("This recipe reads a folder of images: give it with --data-dir DIR.")
-    root = pathlib.Path(data_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"No data folder at {root}. Expected {root}/train/<class>/*.jpg and "
-            f"{root}/test/<class>/*.jpg, or {root}/<class>/*.jpg"
-        )
-    if not (root / "train").is_dir():
-        names = _class_names(root)
-        return ImageData(names, *_hold_out(_read_split(root, names)))
-    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if test is None:
-        raise FileNotFoundError(f"{root} has train/ but none of: {', '.join(TEST_FOLDERS)}")
-    names = _class_names(root / "train")
-    tested = _class_names(test)
-    unknown = sorted(set(tested) - set(names))
-    if unknown:
-        raise ValueError(f"Classes of {test} that {root / 'train'} does not have: {unknown}")
-    untested = sorted(set(names) - set(tested))
-    if untested:
-        warnings.warn(f"{test} has no images of the classes {untested}", stacklevel=2)
-    return ImageData(names, _read_split(root / "train", names), _read_split(test, names))
-
-
-def _class_names(folder):
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
-    if not names:
-        records = any(SHARD.search(p.name) for p in folder.iterdir())
-        hint = " It holds TFRecords: --set dataset=tfrecord reads them." if records else ""
-        raise ValueError(f"{folder} has no class folders. Expected {folder}/<class>/*.jpg{hint}")
-    return names
-
-
-def _read_split(folder, class_names):
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        if not (folder / name).is_dir():
-            continue
-        with os.scandir(folder / name) as entries:
-            found = [
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir()
-            ]
-        if not found:
-            raise ValueError(
-                f"The class folder {folder / name} has no images. Expected files that end in "
-                f"{', '.join(IMAGE_SUFFIXES)}"
-            )
-        paths += sorted(found)
-        labels += [label] * len(found)
-    return Split(np.array(labels, "int64"), paths=np.array(paths))
+    names, train, test, unused = read_folder(data_dir)
+    splits = _hold_out(train) if test is None else (train, test)
+    return ImageData(names, *splits, unused)
 
 
 def _load_tfds(name, data_dir):

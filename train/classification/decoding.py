@@ -1,7 +1,10 @@
 """From an element of a stream to pixels: decoded and cropped; what is broken has weight 0."""
 
+import os
+
 import tensorflow as tf
 
+from dgnet_keras.decoding import decode_image, orientation, stored_box, turned, turned_shape
 from train.classification import augmentation
 from train.classification.examples import Records
 
@@ -29,14 +32,14 @@ def make_reader(split, preprocessing, recipe=None):
 
     def from_encoded(encoded, seed):
         def cropped_jpeg():
-            box = augmentation.crop_box(tf.io.extract_jpeg_shape(encoded), cropping, seed)
-            part = tf.image.decode_and_crop_jpeg(encoded, box, channels)
+            way = orientation(encoded)
+            size = turned_shape(tf.io.extract_jpeg_shape(encoded), way)
+            box = stored_box(augmentation.crop_box(size, cropping, seed), size, way)
+            part = turned(tf.image.decode_and_crop_jpeg(encoded, box, channels), way)
             return tf.image.resize(part, preprocessing.image_size, antialias=True)
 
         def any_image():
-            pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
-            pixels.set_shape((None, None, channels))
-            return from_pixels(pixels, seed)
+            return from_pixels(decode_image(encoded, channels), seed)
 
         if cropping is None:
             return any_image()
@@ -82,7 +85,9 @@ def _fetcher(split):
     """
     if isinstance(split, Records):
         return lambda element: split.named(element["serialized"], element["name"])
-    columns = {"pixels": split.images, "name": split.paths, "encoded": split.encoded}
+    # TensorFlow takes names that are not UTF-8 as bytes alone.
+    names = None if split.paths is None else [os.fsencode(path) for path in split.paths]
+    columns = {"pixels": split.images, "name": names, "encoded": split.encoded}
     columns = {k: tf.constant(v) for k, v in columns.items() if v is not None}
     columns["label"] = tf.constant(split.labels)
     return lambda element: {k: column[element["index"]] for k, column in columns.items()}

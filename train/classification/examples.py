@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.decoding import decode_image
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -52,7 +54,7 @@ class Split:
         split = self.in_memory()
 
         def decode(encoded):
-            return tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
+            return decode_image(encoded, 3).numpy()
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             try:
@@ -88,6 +90,11 @@ class Records:
         """All records read: a `Split`."""
         return self._read(self.ordered(self.files))
 
+    def labels(self):
+        """The labels of all records, int64 (records,); reads them, and decodes no image."""
+        parsed = self.ordered(self.files).map(lambda record, _: self.parse(record)["label"])
+        return np.array(list(parsed.as_numpy_iterator()), "int64")
+
     def sample(self, count):
         """The first `count` records, as a `Split`."""
         return self._read(self.ordered(self.files).take(count))
@@ -105,18 +112,23 @@ class Records:
         rows = list(numbered.map(self.named, tf.data.AUTOTUNE).as_numpy_iterator())
         return Split(
             np.array([row["label"] for row in rows], "int64"),
-            paths=np.array([row["name"].decode(errors="replace") for row in rows]),
+            paths=np.array([row["name"].decode(errors="backslashreplace") for row in rows]),
             encoded=np.array([row["encoded"] for row in rows], dtype=object),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Training and test split with the names of the classes."""
+    """Training and test split with the names of the classes.
+
+    Attributes:
+        unused: names of files and folders that lie with the images, and are not used.
+    """
 
     class_names: tuple[str, ...]
     train: Split | Records
     test: Split | Records
+    unused: tuple[str, ...] = ()
 
 
 def numbered_records(path):

@@ -29,7 +29,7 @@ class SkippedImages:
 
     def __call__(self, names):
         """Records names, bytes (count,); says each the first time that it is met."""
-        for name in (n.decode(errors="replace") for n in names):
+        for name in (n.decode(errors="backslashreplace") for n in names):
             if name not in self.names:
                 self.names.add(name)
                 print(f"Skipped: {name} cannot be decoded", file=sys.stderr)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from rich.table import Table
 
 import dgnet_keras as dg
+from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, decode_image
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train.classification import input_pipeline
@@ -22,8 +23,14 @@ CANDIDATES = 25
 MAX_FIGURE_IMAGES = 1000
 
 
-def write_results(run, workdir):
-    """Writes model, export, figures and, last, `results.json`; returns what is in that file."""
+def write_results(run, workdir, findings=()):
+    """Writes model, export, figures and, last, `results.json`; returns what is in that file.
+
+    Args:
+        run: a `ClassificationRun` that has ended.
+        workdir: its folder.
+        findings: sentences about its data.
+    """
     model, metrics = run.model, run.history[-1]
     best = max(run.history, key=lambda row: row["accuracy"])
     with atomic_file(workdir / "model.keras") as scratch:
@@ -41,6 +48,8 @@ def write_results(run, workdir):
         "best_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],
         "skipped_images": sorted(run.skipped.names),
+        "unused_files": len(run.data.unused),
+        "data_findings": list(findings),
         "steps": run.step,
         "epochs": run.recipe.epochs,
         "parameters": counted["parameters"],
@@ -59,6 +68,7 @@ def write_results(run, workdir):
             labels=list(run.data.class_names),
             training=export.training_record(config, results),
         )
+    write_json(workdir / "unused_files.json", run.data.unused, indent=None)
     write_json(workdir / "results.json", results)
     return results
 
@@ -122,7 +132,7 @@ def predict_samples(data, workdir):
     chosen = list(content)[:: max(1, len(content) // NUM_SAMPLES)][:NUM_SAMPLES]
     for k, i in enumerate(chosen):
         names.append(data.class_names[split.labels[i]])
-        suffix = ".png" if split.paths is None else pathlib.Path(split.paths[i]).suffix
+        suffix = ".jpg" if content[i].startswith(JPEG_HEADER) else ".png"
         files.append(folder / f"{k}_{names[-1].replace('/', '_')}{suffix}")
         files[-1].write_bytes(content[i])
     if not files:
@@ -140,7 +150,7 @@ def predict_samples(data, workdir):
 
 
 def _decodable(split):
-    """Dict of index to encoded image, of those images of a `Split` that can be decoded."""
+    """Dict of index to JPEG or PNG, of those images of a `Split` that can be decoded."""
     found = {}
     split = split.in_memory()
     for i in range(len(split)):
@@ -148,10 +158,13 @@ def _decodable(split):
             found[i] = tf.io.encode_png(split.images[i]).numpy()
             continue
         try:
-            tf.io.decode_image(split.encoded[i], expand_animations=False)
+            pixels = decode_image(split.encoded[i], 3)
         except tf.errors.OpError:
             continue
-        found[i] = split.encoded[i]
+        content = split.encoded[i]
+        if not content.startswith((JPEG_HEADER, PNG_HEADER)):
+            content = tf.io.encode_png(pixels).numpy()
+        found[i] = content
     return found
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from train.checkpoints import of_variables
 from train.classification import datasets, input_pipeline, report, task
+from train.classification.findings import check_data
 from train.classification.model import create_model, trained_variables
 from train.classification.optimizers import create_optimizer
 from train.loop import Run
@@ -41,6 +42,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     """
     session = Session(workdir, strategy)
     data = datasets.load_data(recipe, data_dir)
+    findings = check_data(data, recipe, init_from)
     results = session.finished(
         recipe,
         init_from=init_from,
@@ -50,6 +52,8 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
             "test_images": len(data.test),
         },
     )
+    for finding in findings:
+        session.console.print(finding, style="yellow", markup=False, highlight=False)
     if results is None:
         configure(recipe)
         run = ClassificationRun(recipe, data, session.strategy, init_from)
@@ -59,7 +63,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         run.finish()
         if not session.is_chief:
             return {}
-        results = report.write_results(run, session.workdir)
+        results = report.write_results(run, session.workdir, findings)
         samples = report.predict_samples(data, session.workdir)
         session.console.print(report.samples_table(samples))
     session.show(results)

@@ -7,11 +7,8 @@ import json
 import math
 import pathlib
 
-from PIL import Image
-
+from train.detection.decoding import NAMED, check_files, image_size, unlisted_files
 from train.detection.masks import convert_mask, is_number
-
-NAMED = 5  # at most so many culprits are named in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +109,7 @@ def load_split(file, images_dir, *, limit=0, masks=False):
         raise FileNotFoundError(f"{file.name} needs the images in {images_dir}")
     content = _read(file)
     images = sorted(content["images"], key=lambda image: image["id"])[: limit or None]
-    _check_files(file, images, images_dir)
+    check_files(file, images, images_dir)
     images = [_with_size(image, images_dir) for image in images]
     categories = content["categories"]
     labels = _labels([category["id"] for category in categories])
@@ -127,6 +124,12 @@ def load_split(file, images_dir, *, limit=0, masks=False):
     findings = [_finding(file, what, names) for what, names in problems.items()]
     if empty:
         findings.append(f"{file.name}: {empty} images without boxes: evaluated, not trained on")
+    if unlisted := unlisted_files(images_dir, content["images"]):
+        more = ", ..." if len(unlisted) > NAMED else ""
+        findings.append(
+            f"{file.name}: {len(unlisted)} image files in {images_dir} are not listed, and not "
+            f"used ({', '.join(unlisted[:NAMED])}{more})"
+        )
     return CocoSplit(
         images_dir,
         images,
@@ -214,44 +217,6 @@ def _read(file):
         if twice := sorted(i for i, count in collections.Counter(ids).items() if count > 1):
             raise ValueError(f"{file} lists {key} twice: {twice[:NAMED]}")
     return content
-
-
-def _check_files(file, images, images_dir):
-    nameless = [image["id"] for image in images if not isinstance(image.get("file_name"), str)]
-    if nameless:
-        raise ValueError(f"{file}: images without 'file_name': {nameless[:NAMED]}")
-    missing = [i["file_name"] for i in images if not (images_dir / i["file_name"]).is_file()]
-    if missing:
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        raise FileNotFoundError(
-            f"{file} lists images that are not in {images_dir}: {', '.join(missing[:NAMED])}{more}"
-        )
-
-
-def image_size(path):
-    """(width, height) of an image file in pixels; `ValueError` if it is not an image."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise ValueError(f"{path} is not an image: {error}") from error
-
-
-def read_image(path):
-    """An image file as uint8 RGB, (height, width, 3), decoded as in training and in exports.
-
-    Raises:
-        ValueError: if TensorFlow cannot decode it, or it is an animation.
-    """
-    import tensorflow as tf
-
-    try:
-        image = tf.io.decode_image(path.read_bytes(), channels=3)
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"{path} is not an image: {error.message.splitlines()[0]}") from error
-    if image.shape.rank != 3:
-        raise ValueError(f"{path} must be one image: JPEG, PNG, BMP or WebP. Received: a GIF")
-    return image.numpy()
 
 
 def _with_size(image, images_dir):

@@ -5,6 +5,7 @@ import pathlib
 
 from train.detection import annotations, scenes
 from train.detection.records import write_records
+from train.workdir import usable_path
 
 PATTERN = ",*?[]{}"  # a name with these matches other files than itself, or several
 
@@ -25,7 +26,8 @@ class Data:
         self.validation = validation
         self.train_records = write_records(train, directory, training=True, masks=masks)
         self.validation_records = write_records(validation, directory, training=False, masks=masks)
-        self.findings = list(dict.fromkeys([*train.findings, *validation.findings]))
+        found = (train, validation, self.train_records, self.validation_records)
+        self.findings = list(dict.fromkeys(line for part in found for line in part.findings))
 
 
 def load_data(recipe, workdir, data_dir=None):
@@ -38,6 +40,7 @@ def load_data(recipe, workdir, data_dir=None):
         ValueError: if the annotations are broken, the splits' categories differ, or TFRecords
             cannot be named in such a folder.
     """
+    data_dir = None if data_dir is None else pathlib.Path(usable_path("--data-dir", data_dir))
     directory = _records_folder(workdir, data_dir)
     if data_dir is None:
         data_dir = workdir / "data"

@@ -1,6 +1,6 @@
 """What a detector is used for once it is trained: export, predictions, pictures.
 
-Imports `train.detection.annotations`.
+Imports `train.detection.decoding`.
 """
 
 import itertools
@@ -11,13 +11,18 @@ import tensorflow as tf
 from official.vision.serving import detection as serving
 from official.vision.serving import export_saved_model_lib
 
+from dgnet_keras.decoding import orientation, turned
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_detections
-from train.detection import annotations
+from train.detection import decoding
 
 
 class _Detector(serving.DetectionModule):
-    """Model Garden's export, with boxes in pixels of the image as it was given."""
+    """Model Garden's export, with boxes in pixels of the image as it was given, upright."""
+
+    def _decode_image(self, encoded_image_bytes):
+        stored = super()._decode_image(encoded_image_bytes)
+        return turned(stored, orientation(encoded_image_bytes))
 
     def serve(self, images):
         """Boxes [ymin, xmin, ymax, xmax] in pixels, scores, labels and number of detections."""
@@ -114,7 +119,12 @@ def draw_predictions(run, folder, count):
     split = run.data.validation
     folder.mkdir(exist_ok=True)
     entries = split.images[:count]
-    images = (annotations.read_image(split.images_dir / entry["file_name"]) for entry in entries)
+    images = (
+        decoding.read_image(
+            split.images_dir / entry["file_name"], (entry["width"], entry["height"])
+        )
+        for entry in entries
+    )
     images, drawn = itertools.tee(images)  # one at a time in memory
     for entry, image, found in zip(entries, drawn, predict(run, images), strict=True):
         picture = plot_detections(

@@ -1,5 +1,6 @@
 """TFRecords of a split, made once by Model Garden's converter."""
 
+import collections
 import hashlib
 import json
 import logging
@@ -7,10 +8,13 @@ import math
 import pathlib
 import typing
 
-from dgnet_keras.serving.export import atomic_directory
-from train.detection.annotations import read_image
+from PIL import Image
 
-FORMAT = 1  # of the TFRecords; a higher one makes them anew
+from dgnet_keras.serving.export import atomic_directory
+from train.detection.decoding import NAMED, decode_file
+
+FINDINGS = "findings.json"
+FORMAT = 2  # of the TFRecords; a higher one makes them anew
 
 
 class Records(typing.NamedTuple):
@@ -23,6 +27,11 @@ class Records(typing.NamedTuple):
 
     pattern: str
     images: int
+
+    @property
+    def findings(self):
+        """Sentences about images that are turned, or should perhaps be."""
+        return json.loads((pathlib.Path(self.pattern).parent / FINDINGS).read_text())
 
 
 def write_records(split, directory, *, training, masks=False):
@@ -50,7 +59,7 @@ def write_records(split, directory, *, training, masks=False):
     content = [FORMAT, masks, images, split.annotations, str(split.images_dir.resolve()), files]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     folder = pathlib.Path(directory) / digest
-    make_once(folder, lambda scratch: _convert(split, images, str(scratch / "records"), masks))
+    make_once(folder, lambda scratch: _convert(split, images, scratch, masks))
     return Records(str(folder / "records*"), len(images))
 
 
@@ -66,7 +75,7 @@ def make_once(folder, fill):
             raise
 
 
-def _convert(split, images, prefix, masks):
+def _convert(split, images, folder, masks):
     level = logging.getLogger("tensorflow").level
     from official.vision.data import create_coco_tf_record, tfrecord_lib
 
@@ -75,16 +84,31 @@ def _convert(split, images, prefix, masks):
     for annotation in split.annotations:
         annotations.setdefault(annotation["image_id"], []).append(annotation)
     names = dict(enumerate(split.class_names, start=1))
+    kinds = collections.defaultdict(list)
 
-    def example(image, *arguments):
+    def example(image, folders, *arguments):
         path = split.images_dir / image["file_name"]
-        height, width, _ = read_image(path).shape
-        if (width, height) != (image["width"], image["height"]):
+        size = (image["width"], image["height"])
+        stored, shown, orientation = decode_file(path, size)
+        height, width, _ = shown.shape
+        if (width, height) != size:
             raise ValueError(
-                f"{path} is {(width, height)} pixels (width, height), its annotations say "
-                f"{(image['width'], image['height'])}"
+                f"{path} is {(width, height)} pixels (width, height), its annotations say {size}"
             )
-        record, dropped = create_coco_tf_record.create_tf_example(image, *arguments)
+        if orientation > 1:
+            alike = stored.shape == shown.shape
+            kind = "kept" if shown is stored else "unsure" if alike else "turned"
+            kinds[kind].append(image["file_name"])
+        if shown is stored:
+            record, dropped = create_coco_tf_record.create_tf_example(image, folders, *arguments)
+        else:  # Model Garden decodes without EXIF data and palettes
+            copy = folder / "shown.png"
+            Image.fromarray(shown).save(copy)
+            image = {**image, "file_name": copy.name}
+            record, dropped = create_coco_tf_record.create_tf_example(
+                image, [str(folder)], *arguments
+            )
+            copy.unlink()
         assert not dropped, path  # boxes were clipped
         return record, dropped
 
@@ -96,4 +120,40 @@ def _convert(split, images, prefix, masks):
         include_masks=masks,
     )
     shards = min(64, math.ceil(len(images) / 16))
+    prefix = str(folder / "records")
     tfrecord_lib.write_tf_record_dataset(prefix, entries, example, shards, multiple_processes=0)
+    (folder / FINDINGS).write_text(json.dumps(_findings(split.images_dir, **kinds)))
+
+
+def _findings(folder, turned=(), unsure=(), kept=()):
+    """What is said of images whose EXIF data tells how to turn them.
+
+    Args:
+        folder: of the images.
+        turned: names of those that were turned, to the size that their annotations give.
+        unsure: of those that were turned, and have that size either way.
+        kept: of those that have it only as they are stored.
+    """
+    findings = []
+    if turned or unsure:
+        findings.append(
+            f"{folder}: {_named([*turned, *unsure])} turned as the EXIF data of their files says. "
+            "Their boxes are taken to be those of the turned pictures"
+        )
+    if kept:
+        findings.append(
+            f"{folder}: {_named(kept)} not turned as the EXIF data of their files says, because "
+            "the annotations give the size of the pictures as they are stored"
+        )
+    if kept and unsure:
+        findings.append(
+            f"{folder}: {_named(unsure)} turned, and would have the same size if not. If their "
+            "boxes are those of the stored pictures too, remove the EXIF data of these files"
+        )
+    return findings
+
+
+def _named(names):
+    more = ", ..." if len(names) > NAMED else ""
+    verb = "images were" if len(names) > 1 else "image was"
+    return f"{len(names)} {verb} ({', '.join(names[:NAMED])}{more})"

@@ -27,14 +27,6 @@ def test_folders_are_read_with_their_splits(image_folder):
     assert seen["label"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_classes_without_a_test_image_are_named(image_folder):
-    write_images(image_folder / "train" / "emu", 5)
-    with pytest.warns(UserWarning, match=r"test has no images of the classes \['emu'\]"):
-        data = datasets.load_data(FOLDER, image_folder)
-    assert data.class_names == ("cat", "dog", "emu")
-    assert set(data.test.labels) == {0, 1}
-
-
 def test_a_folder_without_splits_has_a_fifth_held_out(tmp_path):
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 10)

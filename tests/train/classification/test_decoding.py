@@ -11,7 +11,9 @@ from image_files import (
     RECORDS,
     examples,
     jpeg,
+    shown_png,
     take,
+    turned_jpeg,
     write_images,
     write_shards,
 )
@@ -60,6 +62,31 @@ def test_cropping_while_decoding_is_cropping_after_it(tmp_path):
         for s in (as_file, as_pixels)
     )
     np.testing.assert_allclose(cropped, expected, atol=0.1)
+
+
+@pytest.mark.parametrize(("crop", "cache"), [(0.0, False), (0.3, True)])
+def test_pictures_are_trained_on_and_evaluated_upright(tmp_path, crop, cache):
+    """As the PNGs are that a viewer would save."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), "uint8")
+    streams = []
+    for suffix in ("jpg", "png"):
+        for part in ("train", "test"):
+            for k in range(8):
+                path = tmp_path / suffix / part / "ab"[k % 2] / f"{k}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = turned_jpeg(pixels, k + 1)
+                path.write_bytes(content if suffix == "jpg" else shown_png(content))
+        recipe = dataclasses.replace(FOLDER, random_resized_crop=crop, cache=cache)
+        data = datasets.load_data(recipe, tmp_path / suffix)
+        train = input_pipeline.train_batches(data.train, PREPROCESSING, recipe)
+        test = input_pipeline.test_batches(data.test, PREPROCESSING, 4)
+        streams.append((take(train, 4)["image"], take(test)["image"], data.test))
+    (train, test, split), (upright_train, upright_test, upright_split) = streams
+    # JPEGs are cropped while they are decoded, at colours of a part of the picture alone.
+    np.testing.assert_allclose(train, upright_train, atol=0.1 if crop else 1e-6)
+    np.testing.assert_allclose(test, upright_test, atol=1e-6)
+    first, expected = split.take([0]), upright_split.take([0])
+    np.testing.assert_array_equal(first.decoded().images, expected.decoded().images)
 
 
 def test_odd_but_whole_images_are_read(image_folder):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from image_files import encode
 from train_helpers import TINY, flags
 
 from train.classification import datasets
@@ -25,6 +26,7 @@ def test_a_run_learns_and_leaves_everything_behind(classified):
     assert keys <= set(results)
     assert results["steps"] == 3 * (1437 // 32)
     assert results["split"] == "test"
+    assert (results["unused_files"], results["data_findings"]) == (0, [])
     assert json.loads((workdir / "config.json").read_text())["wiring"] == "dynamic"
     for name in ("model.keras", "adjacency.png", "export/1/saved_model.pb"):
         assert (workdir / name).stat().st_size > 0
@@ -93,3 +95,35 @@ def test_a_run_without_a_decodable_image_says_so(tmp_path, bad, capfd):
         main([*arguments, "--workdir", str(tmp_path / "run")])
     assert "Skipped" in capfd.readouterr().err
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_what_is_not_used_is_said_before_training_and_in_the_results(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("cat", "dog", b"caf\xe9".decode(errors="surrogateescape")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for k in range(4):
+                content = encode(rng.integers(0, 256, (8, 8, 3), "uint8"), "WEBP")
+                (tmp_path / "data" / part / name / f"{k}.webp").write_bytes(content)
+    (tmp_path / "data" / "train" / "cat" / "x.tif").write_bytes(b"")
+    settings = [s for s in TINY if "batch_size" not in s and "epochs" not in s]
+    arguments = ["--config", "digits_resnet20", "--data-dir", str(tmp_path / "data")]
+    arguments += flags(*settings, "dataset=folder", "batch_size=4", "epochs=1", "wiring=chain")
+    main([*arguments, "--workdir", str(tmp_path / "run")])
+    printed = " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["unused_files"] == 1
+    assert json.loads((tmp_path / "run" / "unused_files.json").read_text()) == ["train/cat/x.tif"]
+    assert [line[:27] for line in results["data_findings"]] == [
+        "Not used of the data folder",
+        "1 epochs of 3 steps are 3 u",
+    ]
+    assert results["skipped_images"] == []
+    for line in results["data_findings"]:
+        assert printed.index(line) < printed.index("epoch 1/1")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["class_names"] == [
+        "caf\\xe9",
+        "cat",
+        "dog",
+    ]

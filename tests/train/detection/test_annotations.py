@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from coco_files import annotation
@@ -146,3 +148,23 @@ def test_images_of_a_split_are_needed_where_it_is_used(dataset, tmp_path):
     assert annotations.load_split(*splits["train2017"]).images_dir == folder
     with pytest.raises(FileNotFoundError, match=r"instances_val2017\.json needs the images in"):
         annotations.load_split(*splits["val2017"])
+
+
+def test_images_that_are_not_listed_are_counted_and_named(dataset):
+    file, folder = dataset([annotation()])
+    (folder / "deep").mkdir()
+    for name in ("c.JPG", "deep/d.webp", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    (found,) = [f for f in annotations.load_split(file, folder).findings if "not listed" in f]
+    assert "2 image files" in found
+    assert "(c.JPG, deep/d.webp)" in found
+    limited = annotations.load_split(file, folder, limit=1)
+    assert found in limited.findings
+
+
+def test_names_that_are_not_utf8_are_refused(dataset):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    file, folder = dataset([annotation()], images=[{"id": 7, "file_name": name}])
+    (folder / "a.jpg").rename(folder / name)
+    with pytest.raises(ValueError, match=r"must be UTF-8.*caf\\xe9\.jpg"):
+        annotations.load_split(file, folder)

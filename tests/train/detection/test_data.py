@@ -49,3 +49,12 @@ def test_records_of_data_that_cannot_be_written_to_are_kept_in_the_workdir(
     assert data.train_records.pattern.startswith(str(tmp_path / "run" / "tfrecords"))
     with pytest.raises(ValueError, match="--workdir must not contain any"):
         load_data(tiny_detector("coco_tiny_retinanet"), tmp_path / "a,b", scenes)
+
+
+def test_the_data_folder_is_found_through_links_and_must_be_utf8(scenes, tmp_path):
+    (tmp_path / "link").symlink_to(scenes / "annotations")
+    recipe = tiny_detector("coco_tiny_retinanet")
+    data = load_data(recipe, tmp_path / "run", f"{tmp_path}/link/..")
+    assert data.train.images_dir == scenes / "train"
+    with pytest.raises(ValueError, match=r"--data-dir must be .* UTF-8"):
+        load_data(recipe, tmp_path / "run", tmp_path / os.fsdecode(b"caf\xe9"))

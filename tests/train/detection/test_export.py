@@ -4,10 +4,12 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from image_files import shown_png, turned_jpeg
 from PIL import Image
 
 from benchmarks.serving import c_api
-from train.detection import annotations, export
+from train.detection import decoding, export
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +36,10 @@ def test_the_export_finds_what_the_checkpoint_finds(
         picture = Image.open(scenes / "val" / f"000{k}.png").convert("RGB").resize(size)
         files.append(tmp_path / f"{k}.png")
         picture.save(files[-1])
+    files.append(tmp_path / "turned.jpg")
+    files[-1].write_bytes(turned_jpeg(np.asarray(picture), 6))
     directory = workdir / "export" / "1"
-    images = [annotations.read_image(file) for file in files]
+    images = [decoding.read_image(file) for file in files]
     requests = [("serving_default", {"inputs": image[None]}) for image in images]
     requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
     answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
@@ -50,10 +54,18 @@ def test_the_export_finds_what_the_checkpoint_finds(
             )
 
 
+def test_the_export_sees_pictures_upright(rng):
+    content = turned_jpeg(rng.integers(0, 256, (24, 40, 3), "uint8"), 6)
+    detector = export._Detector.__new__(export._Detector)
+    detector._input_image_size, detector._num_channels = [64, 64], 3
+    seen = tf.function(detector._decode_image)(tf.constant(content))
+    np.testing.assert_array_equal(seen, tf.io.decode_png(shown_png(content)))
+
+
 def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
     read = []
 
-    def read_image(path):
+    def read_image(path, size):
         read.append(path)
         return np.zeros((8, 8, 3), "uint8")
 
@@ -62,7 +74,7 @@ def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
             assert len(read) == k
             yield dict.fromkeys(("boxes", "scores", "labels", "adjacency"), ())
 
-    monkeypatch.setattr(annotations, "read_image", read_image)
+    monkeypatch.setattr(decoding, "read_image", read_image)
     monkeypatch.setattr(export, "predict", predict)
     export.draw_predictions(types.SimpleNamespace(data=data), tmp_path / "drawn", 3)
     assert len(list((tmp_path / "drawn").glob("*.png"))) == len(read) == 3
