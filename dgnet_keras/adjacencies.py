@@ -1,5 +1,6 @@
 """The connectivity that images take: reading it, giving it, and at another threshold."""
 
+import weakref
 from typing import Any
 
 import keras
@@ -8,8 +9,14 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.layers.composite import config_of
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.graph import GraphStage
+
+# By model, so that Keras traces it once: its config, and what `connectivity_model` made of it.
+_made: weakref.WeakKeyDictionary[keras.Model, tuple[dict[str, Any], keras.Model]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def adjacency(
@@ -49,8 +56,19 @@ def connectivity_model(model: keras.Model) -> keras.Model | None:
     None for a model without edges; `ValueError` for one that is not of this package.
     """
     check_network(model, "adjacency_outputs")
-    outputs = model.adjacency_outputs
-    return keras.Model(model.input, dict(outputs)) if outputs else None
+    if not model.adjacency_outputs:
+        return None
+    try:
+        config = config_of(model)
+    except NotImplementedError:  # a block of the user's has none
+        return _connectivity_model(model)
+    if model not in _made or _made[model][0] != config:
+        _made[model] = config, _connectivity_model(model)
+    return _made[model][1]
+
+
+def _connectivity_model(model):
+    return keras.Model(model.input, dict(model.adjacency_outputs))
 
 
 def check_network(model: keras.Model, attribute: str) -> None:

@@ -116,6 +116,18 @@ def test_a_copy_trains_on_as_its_model_would(tmp_path):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_float16_scales_the_loss_also_when_it_is_loaded(tmp_path):
+    backbone = dg.DGResNet("resnet20_cifar", input_shape=(32, 32, 3), dtype="mixed_float16")
+    model = dg.Classifier(backbone, 3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(dg.optimizers.SGD(0.01), loss)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    model.fit(images(), np.arange(4) % 3, verbose=0)
+    again = _saved_and_loaded(model, tmp_path)
+    for ours, theirs in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_backbone_in_a_sequential_keeps_its_flags(tmp_path):
     backbone = create("resnet_cifar_split", num_classes=None, input_shape=(32, 32, 3))
     backbone.trainable = False
