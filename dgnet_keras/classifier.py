@@ -11,7 +11,7 @@ import keras
 from dgnet_keras.backbones import FAMILIES
 from dgnet_keras.backbones.base import Backbone, Spec
 from dgnet_keras.backbones.model import GraphModel, construction_scope
-from dgnet_keras.checks import closest, is_number
+from dgnet_keras.checks import closest, is_integer, is_number
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.composite import Change, Made
 from dgnet_keras.layers.initializers import next_seed
@@ -59,11 +59,12 @@ class Classifier(GraphModel):
             raise ValueError(f"`backbone` must be a backbone of dgnet_keras. Received: {backbone}")
         if not is_number(dropout) or not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout!r}")
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        if not is_integer(num_classes) or num_classes < 1:
             raise ValueError(
                 "`num_classes` must be a positive integer, or None in `create` for the backbone. "
                 f"Received: num_classes={num_classes!r}"
             )
+        num_classes = int(num_classes)  # Keras does not save NumPy's
         made = Made(changes, seeds=True)
         with construction_scope(backbone.seed, "float32"):
             layers = [keras.layers.GlobalAveragePooling2D("channels_last", name="pool")]

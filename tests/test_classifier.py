@@ -99,6 +99,7 @@ def test_a_variant_that_is_no_spec_is_named(monkeypatch):
         ("resnet18", {"input_shape": (224, 224, None)}, "input_shape.*None"),
         ("resnet18", {"num_classes": 0}, "num_classes.*0"),
         ("resnet18", {"num_classes": 2.5}, "num_classes.*2.5"),
+        ("resnet18", {"edge_scale": True}, "edge_scale.*True"),
         ("resnet18", {"input_shape": 224}, "input_shape.*224"),
         ("resnet18", {"input_shape": (True, 32, 3)}, r"input_shape.*\(True, 32, 3\)"),
         ("resnet18", {"input_shape": (32.0, 32, 3)}, r"input_shape.*\(32.0, 32, 3\)"),

@@ -1,14 +1,13 @@
 """Threshold gate: edges whose weight does not exceed the threshold are closed."""
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 import tensorflow as tf
 
-from dgnet_keras.checks import check_choice
+from dgnet_keras.checks import check_choice, is_number
 
 if TYPE_CHECKING:
     from dgnet_keras.layers.options import GraphOptions
@@ -70,7 +69,7 @@ def gate_dtype(compute_dtype: str | tf.DType) -> str:
 def check_gate(gate: str, *, threshold: float, edge_scale: float, learn_threshold: bool) -> None:
     """Raises `ValueError` for a threshold outside [0, edge_scale), or that cannot be learned."""
     for name, value in (("edge_scale", edge_scale), ("threshold", threshold)):
-        if not isinstance(value, numbers.Real):
+        if not is_number(value):
             raise ValueError(f"`{name}` must be a number. Received: {value!r}")
     check_edge_scale(edge_scale)
     if not 0 <= threshold < edge_scale:
