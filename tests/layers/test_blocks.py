@@ -167,6 +167,16 @@ def test_narrow_1x1_convolutions_take_their_strides_first(channels, strides):
     assert convolution.get_attr("strides") == strides
 
 
+def test_a_strided_1x1_convolution_with_channels_first(rng):
+    x = images(rng).transpose(0, 3, 1, 2)
+    layer = GroupedConv2D(4, 1, strides=(2, 3), groups=2, data_format="channels_first")
+    found = layer(x)
+    first, second = np.split(layer.kernel[0, 0], 2, axis=-1)
+    kernel = scipy.linalg.block_diag(first, second)
+    expected = np.einsum("bchw,cf->bfhw", x[:, :, ::2, ::3], kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_gradient_of_a_strided_1x1_rebuilds_its_features(rng):
     layer, x = GroupedConv2D(6, 1, strides=2), tf.constant(images(rng))
     layer.build(x.shape)
