@@ -5,10 +5,10 @@ import weakref
 
 import keras
 import numpy as np
+from catalog import create, randomize
 
 import dgnet_keras as dg
 from dgnet_keras.adjacencies import connectivity_model
-from tests.catalog import create, randomize
 
 
 def images():

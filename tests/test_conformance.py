@@ -57,6 +57,15 @@ def test_weights_file_round_trip(row, model, tmp_path):
     same_outputs(model, loaded, images())
 
 
+def test_a_tensorflow_checkpoint_holds_every_weight(row, model, tmp_path):
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    again = create(row, seed=7)
+    status = tf.train.Checkpoint(model=again).read(path)
+    status.assert_consumed()
+    for ours, theirs in zip(model.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_keras_export(model, tmp_path):
     model.export(tmp_path / "export", verbose=False)
     served = tf.saved_model.load(str(tmp_path / "export"))

@@ -7,11 +7,11 @@ import threading
 import keras
 import numpy as np
 import pytest
+from catalog import CATALOG, create
 
 import dgnet_keras as dg
 from dgnet_keras.layers.blocks import BasicBlock
 from dgnet_keras.layers.composite import changed, config_of, difference
-from tests.catalog import CATALOG, create
 
 COPIES = {
     "load": lambda model, path: _saved_and_loaded(model, path),

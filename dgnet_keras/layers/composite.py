@@ -158,7 +158,13 @@ class Composite(keras.layers.Layer):
         self._made = Made(changes, seeds=False)
 
     def _layer(self, cls, name, *args, **kwargs):
-        return self._made.add(cls(*args, name=name, dtype=self.dtype_policy, **kwargs))
+        layer = cls(*args, name=name, dtype=self.dtype_policy, **kwargs)
+        return self._track(self._made.add(layer))
+
+    def _track(self, part):
+        """Has `tf.train.Checkpoint` see what is kept in a list or dict: Keras does not."""
+        self._track_trackable(part, part.name, overwrite=True)
+        return part
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, and what was changed on sub-layers if anything was."""

@@ -122,18 +122,15 @@ class GraphStage(Composite):
         names = [block.name for block in self.blocks]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`blocks` must be layers with distinct names. Received: {names}")
+        for block in self.blocks:
+            self._track(block)
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
         self._graphs = self._split_into_graphs()
         if self.options.wiring == "dynamic":
             self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
         if self.options.wiring in ROUTED:
-            self._gates = {
-                str(j + 1): self._made.add(
-                    make_gate(self.options, name=f"gate_{j + 1}", dtype=self.dtype_policy)
-                )
-                for _, j in self._sources()
-            }
+            self._gates = {str(j + 1): self._make_gate(f"gate_{j + 1}") for _, j in self._sources()}
 
     @property
     def graphs(self) -> list[Graph]:
@@ -165,6 +162,10 @@ class GraphStage(Composite):
             edge_scale=self.options.resolved_edge_scale,
             bias_initializer=ArrayInitializer(self._initial_biases(num_edges)),
         )
+
+    def _make_gate(self, name):
+        gate = make_gate(self.options, name=name, dtype=self.dtype_policy)
+        return self._track(self._made.add(gate))
 
     def _initial_biases(self, num_edges):
         options = self.options
@@ -198,20 +199,24 @@ class GraphStage(Composite):
         if self.options.wiring == "learned":
             sizes = range(graph.num_blocks, 0, -1)
             biases = np.concatenate([self._initial_biases(n) for n in sizes])
-            return self.add_weight(
-                name=f"edge_logits{suffix}",
-                shape=biases.shape,
-                initializer=ArrayInitializer(biases),
-                autocast=False,
+            return self._track(
+                self.add_weight(
+                    name=f"edge_logits{suffix}",
+                    shape=biases.shape,
+                    initializer=ArrayInitializer(biases),
+                    autocast=False,
+                )
             )
         if is_stored(self.options.wiring):
             adjacency = self._fixed_adjacency(graph)
-            return self.add_weight(
-                name=f"adjacency{suffix}",
-                shape=adjacency.shape,
-                initializer=ArrayInitializer(adjacency),
-                trainable=False,
-                autocast=False,
+            return self._track(
+                self.add_weight(
+                    name=f"adjacency{suffix}",
+                    shape=adjacency.shape,
+                    initializer=ArrayInitializer(adjacency),
+                    trainable=False,
+                    autocast=False,
+                )
             )
         return None
 
