@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.complexity import count_macs
+from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import MAX_PIXELS, ServingModule
 from dgnet_keras.version import __version__
@@ -102,7 +103,7 @@ def write_saved_model(
     broken = [label for label in labels if label.splitlines() != [label]]
     if broken:
         raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
-    target = pathlib.Path(directory) / str(version)
+    target = pathlib.Path(usable_path("`directory`", directory)) / str(version)
     with atomic_directory(target) as scratch:
         module = ServingModule(model, preprocessing, labels)
         signatures = module.signatures()
