@@ -13,6 +13,8 @@ JPEG_HEADER = b"\xff\xd8\xff"
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 EXIF_HEADER = b"Exif\0\0"
 EXIF_WITHIN = 2**18  # bytes of a file; EXIF data is one of the segments before the picture
+# Regular expressions of whole files; \C is any byte. They take a few microseconds.
+WITH_EXIF, A_BMP = r"(?:\C*Exif\C*)", r"(?:BM\C*)"
 MAX_SEGMENTS = 64  # of a JPEG that are looked at; a file may hold millions
 ENTRY_BYTES = 12  # of a TIFF directory: tag (2), type (2), count (4), value (4)
 ORIENTATION_TAG, SHORT = 0x0112, 3
@@ -45,9 +47,13 @@ def decode_image(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
         )
     else:
         pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
-        is_bmp = _starts_with(encoded, b"BM")
-        pixels = tf.cond(is_bmp, lambda: _with_palette(pixels, encoded), lambda: pixels)
-    return turned(tf.ensure_shape(pixels, (None, None, channels)), orientation(encoded))
+    pixels = tf.ensure_shape(pixels, (None, None, channels))
+    return _finished(pixels, encoded, rf"{A_BMP}|{WITH_EXIF}")
+
+
+def upright(pixels: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """Pixels (height, width, channels) of a JPEG or PNG, turned as its `orientation` says."""
+    return _finished(pixels, encoded, WITH_EXIF)
 
 
 def orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
@@ -56,10 +62,8 @@ def orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
     It is 1, upright, for any other file and for EXIF data that is broken.
     """
     encoded = tf.convert_to_tensor(encoded)
-    head = tf.strings.substr(encoded, 0, EXIF_WITHIN)
-    has_exif = tf.strings.regex_full_match(head, r"(?s)\C*Exif\C*")  # \C: any byte
-    has_exif &= _starts_with(encoded, JPEG_HEADER)
-    return tf.cond(has_exif, lambda: _read_orientation(encoded), lambda: 1)
+    may_be = _matches(encoded, WITH_EXIF)
+    return tf.cond(may_be, lambda: _read_orientation(encoded), lambda: 1)
 
 
 def turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -100,6 +104,20 @@ def _changes(orientation):
     return o >= 5, tf.stack([vertical, horizontal])
 
 
+def _finished(pixels, encoded, pattern):
+    """The pixels as they should be seen, looked at more closely only where a pattern matches."""
+    finished = tf.cond(_matches(encoded, pattern), lambda: _finish(pixels, encoded), lambda: pixels)
+    return tf.ensure_shape(finished, (None, None, pixels.shape[-1]))
+
+
+@_rarely
+def _finish(pixels, encoded):
+    if pixels.shape[-1] == 3:
+        is_bmp = _starts_with(encoded, b"BM")
+        pixels = tf.cond(is_bmp, lambda: _with_palette(pixels, encoded), lambda: pixels)
+    return turned(pixels, _read_orientation(encoded))
+
+
 @_rarely
 def _turn(pixels, orientation):
     swapped, backwards = _changes(orientation)
@@ -109,7 +127,7 @@ def _turn(pixels, orientation):
 
 @_rarely
 def _read_orientation(encoded):
-    start, end = _exif_segment(encoded)
+    start, end = _exif_segment(encoded)  # 0, 0 where there is none: no entry is found then
     header = _bytes(encoded, start, 8)
     little = header[0] == ord("I")
     directory = start + _number(header[4:8], little)
@@ -145,7 +163,7 @@ def _exif_segment(encoded):
     _, start, end = tf.while_loop(
         lambda position, start, end: position > 0,
         look,
-        (tf.constant(2, tf.int64), none, none),
+        (tf.where(_starts_with(encoded, JPEG_HEADER), tf.constant(2, tf.int64), none), none, none),
         maximum_iterations=MAX_SEGMENTS,
     )
     return start, end
@@ -164,6 +182,10 @@ def _with_palette(pixels, encoded):
     table = tf.reshape(_bytes(encoded, table, 4 * 256), (256, 4))  # blue, green, red, nothing
     colours = tf.gather(tf.cast(table[:, 2::-1], tf.uint8), tf.cast(pixels[..., 0], tf.int32))
     return tf.where(_number(header[28:30], little=True) == 8, colours, pixels)
+
+
+def _matches(encoded, pattern):
+    return tf.strings.regex_full_match(tf.strings.substr(encoded, 0, EXIF_WITHIN), pattern)
 
 
 def _starts_with(encoded, header):

@@ -10,9 +10,10 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
+from dgnet_keras.paths import usable_path
 from train.loop import orbit_log
 from train.strategies import is_chief, make_strategy
-from train.workdir import check_workdir, read_json, usable_path, write_json
+from train.workdir import check_workdir, read_json, write_json
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

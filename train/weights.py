@@ -7,6 +7,7 @@ import numpy as np
 
 import dgnet_keras as dg
 from dgnet_keras import convert
+from dgnet_keras.paths import usable_path
 from train import checkpoints
 from train.workdir import atomic_file
 
@@ -30,7 +31,7 @@ def load_initial_weights(model, path):
         FileNotFoundError: if there is nothing at `path`.
         ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(usable_path("--init-from", path))
     if path.with_name(path.name + ".index").exists():
         values = checkpoints.read_model_weights(path)
         classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None

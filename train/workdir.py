@@ -3,48 +3,8 @@
 import contextlib
 import json
 import os
-import pathlib
 
 from train.strategies import is_chief
-
-
-def usable_path(flag, path, any_bytes=False):
-    """A local path as TensorFlow reads it; others, such as `gs://...`, as they are.
-
-    TensorFlow takes `link/..` for the folder that the link lies in, and not for the parent of what
-    it points to. So a path with `..` is resolved.
-
-    Args:
-        flag: that the path was given with.
-        path: str or `pathlib.Path`.
-        any_bytes: whether its name may be other than UTF-8.
-
-    Returns:
-        `pathlib.Path`, or a str where it is not local.
-
-    Raises:
-        ValueError: if its name is not UTF-8.
-    """
-    if "://" in str(path):
-        return str(path)
-    path = pathlib.Path(path)
-    if ".." in path.parts:
-        path = path.resolve()
-    if not any_bytes and not is_utf8(path.absolute()):
-        raise ValueError(
-            f"{flag} must be a path whose name is UTF-8, or TensorFlow cannot use it. Received: "
-            f"{os.fsencode(path)!r}"
-        )
-    return path
-
-
-def is_utf8(path):
-    """Whether the name of a path is UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,16 +1,12 @@
 """Image files that a command is given."""
 
 import io
-import os
 import pathlib
 import sys
 
+from dgnet_keras.paths import readable
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
-
-
-def readable(name):
-    """A file's name that can be printed: what is not UTF-8 is written as Python writes bytes."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def labelled_files(folder, limit):

@@ -8,6 +8,7 @@ import sys
 
 from dgnet_keras.commands.images import check_channels, named_files, read_encoded
 from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
+from dgnet_keras.paths import usable_path
 
 BATCH_SIZE = 32
 
@@ -18,8 +19,8 @@ def add_parsers(commands):
         "predict",
         help="classes of images",
         description="Classifies image files, the images of folders, or an image from standard "
-        "input (-). JPEG, PNG, BMP and GIF are read; a file that cannot be decoded is named and "
-        "left out, and the exit code is then 1.",
+        "input (-). JPEG, PNG, WebP, BMP and GIF are read; a file that cannot be decoded is named "
+        "and left out, and the exit code is then 1.",
         epilog="Example: python -m dgnet_keras predict served/digits photo.jpg more/ --top 3",
     )
     predict.add_argument(
@@ -119,7 +120,7 @@ def _open_saved_model(folder):
     import tensorflow as tf
 
     try:
-        signatures = tf.saved_model.load(str(folder)).signatures
+        signatures = tf.saved_model.load(str(usable_path("MODEL", folder))).signatures
     except (OSError, ValueError, IndexError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} cannot be read as a SavedModel: {reason}") from error

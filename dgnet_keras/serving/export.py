@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from dgnet_keras.adjacencies import check_network
 from dgnet_keras.complexity import count_macs
+from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
 from dgnet_keras.version import __version__
@@ -105,7 +106,7 @@ def write_saved_model(
     broken = [label for label in labels if label.splitlines() != [label] or not label.strip()]
     if broken:
         raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
-    target = pathlib.Path(directory) / str(version)
+    target = pathlib.Path(usable_path("`directory`", directory)) / str(version)
     with atomic_directory(target) as scratch:
         module = ServingModule(model, preprocessing, labels)
         signatures = module.signatures()

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dgnet_keras.adjacencies import adjacency_at
 from dgnet_keras.complexity import model_costs
-from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, orientation, turned
+from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, upright
 from dgnet_keras.preprocessing import Preprocessing
 
 TOP_LABELS = 5
@@ -120,7 +120,7 @@ class ServingModule(tf.Module):
             encoded = check_encoded(index, encoded, self._size[-1])
             image = tf.io.decode_image(encoded, self._size[-1], expand_animations=False)
             image.set_shape((None, None, self._size[-1]))
-            return self._resize(turned(image, orientation(encoded)))
+            return self._resize(upright(image, encoded))
 
         image_bytes = tf.ensure_shape(image_bytes, (None,))
         count = tf.size(image_bytes)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -39,3 +40,13 @@ def test_mistakes_are_named(saved, tmp_path):
         with pytest.raises(SystemExit, match=message):
             main(["export", *arguments])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_found_where_it_was_asked_for(trained, image_folder, tmp_path, capsys):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    main(["export", str(trained), f"{tmp_path}/link/../m"])
+    assert (tmp_path / "far" / "m" / "1" / "variables" / "variables.index").exists()
+    main(["predict", f"{tmp_path}/link/../m", str(image_folder / "cat" / "0.png")])
+    with pytest.raises(SystemExit, match="must be a path whose name is UTF-8"):
+        main(["export", str(trained), str(tmp_path / os.fsdecode(b"caf\xe9"))])

@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.checks import closest
+from dgnet_keras.paths import usable_path
 from train.classification.examples import ImageData, Records, Split
 from train.classification.folders import read_folder
 from train.classification.tfrecords import TEST_RECORDS, load_tfrecords
-from train.workdir import usable_path
 
 KINDS = ("digits", "folder", "tfrecord", "tfds:NAME")
 HELD_OUT = 0.2

@@ -6,7 +6,8 @@ import pathlib
 
 import numpy as np
 
-from dgnet_keras.commands.images import IMAGE_SUFFIXES, readable
+from dgnet_keras.commands.images import IMAGE_SUFFIXES
+from dgnet_keras.paths import readable
 from train.classification.examples import Split
 from train.classification.tfrecords import SHARD
 

@@ -3,9 +3,9 @@
 import os
 import pathlib
 
+from dgnet_keras.paths import usable_path
 from train.detection import annotations, scenes
 from train.detection.records import write_records
-from train.workdir import usable_path
 
 PATTERN = ",*?[]{}"  # a name with these matches other files than itself, or several
 

@@ -6,8 +6,8 @@ import typing
 import numpy as np
 from PIL import Image
 
-from dgnet_keras.commands.images import IMAGE_SUFFIXES, readable
-from train.workdir import is_utf8
+from dgnet_keras.commands.images import IMAGE_SUFFIXES
+from dgnet_keras.paths import is_utf8, readable
 
 NAMED = 5  # at most so many culprits are named in a message
 

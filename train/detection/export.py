@@ -11,7 +11,7 @@ import tensorflow as tf
 from official.vision.serving import detection as serving
 from official.vision.serving import export_saved_model_lib
 
-from dgnet_keras.decoding import orientation, turned
+from dgnet_keras.decoding import upright
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_detections
 from train.detection import decoding
@@ -22,7 +22,7 @@ class _Detector(serving.DetectionModule):
 
     def _decode_image(self, encoded_image_bytes):
         stored = super()._decode_image(encoded_image_bytes)
-        return turned(stored, orientation(encoded_image_bytes))
+        return upright(stored, encoded_image_bytes)
 
     def serve(self, images):
         """Boxes [ymin, xmin, ymax, xmax] in pixels, scores, labels and number of detections."""
