@@ -56,6 +56,8 @@ def parse_args(argv=None):
 def main(argv=None):
     """Runs the command line; a mistake in it ends with one clear sentence."""
     args = parse_args(argv)
+    if args.data_dir is not None and not pathlib.Path(args.data_dir).exists():
+        sys.exit(f"{NAME}: --data-dir {args.data_dir} does not exist")
     try:
         recipe = get_recipe(args.config, args.overrides, RECIPES)
     except ValueError as error:

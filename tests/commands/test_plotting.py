@@ -65,8 +65,7 @@ def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):
     create("resnet_basic", depths=(1, 1)).save(tmp_path / "edgeless.keras")
     (tmp_path / "empty").mkdir()
     for model, images, message in (
-        (tmp_path / "gone.keras", image_folder, "No model at .*gone.keras"),
-        (saved, tmp_path / "gone", "No image, and no folder of images, at .*gone"),
+        (saved, tmp_path / "gone", "gone does not exist"),
         (saved, tmp_path / "empty", "has no images. Expected"),
         (tmp_path / "edgeless.keras", image_folder, "no edges to draw"),
         (image_folder / "dog" / "0.png", image_folder, "cannot be read as a Keras model"),

@@ -31,6 +31,12 @@ def test_mistakes_in_a_recipe_are_named(item, message):
     assert message in str(error.value)
 
 
+def test_data_that_do_not_exist_are_named():
+    line = ["--config", "coco_tiny_retinanet", "--workdir", "x", "--data-dir", "/nowhere"]
+    with pytest.raises(SystemExit, match="--data-dir /nowhere does not exist"):
+        coco.main(line)
+
+
 def test_a_number_of_pictures_below_none_is_refused(tmp_path):
     line = ["--config", "coco_tiny_retinanet", "--workdir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"--visualize.*-1"):
