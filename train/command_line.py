@@ -7,6 +7,8 @@ import signal
 import sys
 import textwrap
 
+from dgnet_keras.user_warnings import on_one_line
+
 STOPPED = 143  # as the shell reports a process that SIGTERM ended
 
 
@@ -91,7 +93,8 @@ def ending_clearly(name, workdir, extras="train"):
         sys.exit(f"{name}: {error}. {install}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
-        yield
+        with on_one_line(name):
+            yield
     except RunStopped:
         print(f"Stopped and saved in {workdir}: the same command goes on.", file=sys.stderr)
         sys.exit(STOPPED)

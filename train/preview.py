@@ -9,6 +9,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from dgnet_keras.user_warnings import on_one_line
 from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import make_parser
 
@@ -74,7 +75,8 @@ def main(argv=None):
         recipe = get_recipe(args.config, args.overrides)
         from train.classification import datasets
 
-        draw(recipe, datasets.load_data(recipe, args.data_dir), args.output)
+        with on_one_line("train.preview"):
+            draw(recipe, datasets.load_data(recipe, args.data_dir), args.output)
     except (ValueError, OSError) as error:
         sys.exit(f"train.preview: {error}")
 

@@ -39,10 +39,11 @@ def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
     found = json.loads((output / "connectivity.json").read_text())
     assert found["images"] == 3
     assert "class_entropy" not in found
-    assert (
-        "Warning: The routers of these stages give every image the same edge weights (stage2)"
-        in capsys.readouterr().out
+    line = (
+        "dgnet_keras: warning: The routers of these stages give every image the same edge weights"
     )
+    (told,) = [text for text in capsys.readouterr().err.splitlines() if "warning" in text]
+    assert told.startswith(f"{line} (stage2): they have collapsed")
 
 
 def test_plot_takes_one_image_and_tells_its_path(saved, image_folder, tmp_path, capsys):

@@ -4,12 +4,12 @@ import dataclasses
 import math
 import os
 import pathlib
-import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.checks import closest
+from dgnet_keras.user_warnings import warn
 from train.classification.examples import ImageData, Records, Split
 from train.classification.tfrecords import SHARD, TEST_RECORDS, load_tfrecords
 
@@ -132,7 +132,7 @@ def _load_folder(data_dir):
         raise ValueError(f"Classes of {test} that {root / 'train'} does not have: {unknown}")
     untested = sorted(set(names) - set(tested))
     if untested:
-        warnings.warn(f"{test} has no images of the classes {untested}", stacklevel=2)
+        warn(f"{test} has no images of these classes of {root / 'train'}: {', '.join(untested)}.")
     return ImageData(names, _read_split(root / "train", names), _read_split(test, names))
 
 
