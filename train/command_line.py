@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 from dgnet_keras.user_warnings import on_one_line
+from train.recipes import shown
 
 STOPPED = 143  # as the shell reports a process that SIGTERM ended
 
@@ -50,7 +51,7 @@ def _keys(recipe):
     return ", ".join(
         field.name
         if field.default in (dataclasses.MISSING, None, "", ())
-        else f"{field.name} ({field.default})"
+        else f"{field.name} ({shown(field.default)})"
         for field in dataclasses.fields(recipe)
     )
 

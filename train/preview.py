@@ -26,10 +26,10 @@ def draw(recipe, data, path, *, rows=4, columns=8):
     """
     from matplotlib.figure import Figure
 
-    import dgnet_keras as dg
     from train.classification import input_pipeline
+    from train.classification.model import preprocessing_of
 
-    preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    preprocessing = preprocessing_of(recipe)
     count = min(rows * columns, len(data.train))
     batch = next(
         iter(
