@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 from dgnet_keras.user_warnings import on_one_line
+from train import postponed
 from train.recipes import shown
 
 STOPPED = 143  # as the shell reports a process that SIGTERM ended
@@ -87,6 +88,7 @@ def ending_clearly(name, workdir, extras="train"):
     """
     install = f"Install it with: pip install -e '.[{extras}]'"
     try:
+        postponed.load()
         import tensorflow as tf
 
         from train.loop import RunStopped

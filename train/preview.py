@@ -9,7 +9,13 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+if __name__ == "__main__":  # mistakes in the flags are told before TensorFlow is imported
+    from train.postponed import postpone
+
+    postpone()
+
 from dgnet_keras.user_warnings import on_one_line
+from train import postponed
 from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import make_parser
 
@@ -73,6 +79,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         recipe = get_recipe(args.config, args.overrides)
+        postponed.load()
         from train.classification import datasets
 
         with on_one_line("train.preview"):

@@ -8,8 +8,10 @@ import json
 import types
 import typing
 
-from dgnet_keras.checks import check_choice, closest
-from dgnet_keras.layers import GraphOptions
+from dgnet_keras.checks import closest
+from dgnet_keras.layers.gates import gates
+from dgnet_keras.layers.options import GraphOptions
+from dgnet_keras.layers.wiring import wirings
 
 
 def shown(value):
@@ -63,7 +65,7 @@ class CheckedRecipe(GraphOptions):
     FORMAT: typing.ClassVar[int]
 
     def __post_init__(self):
-        hints = typing.get_type_hints(type(self), include_extras=True)
+        hints = typing.get_type_hints(type(self), include_extras=True) | _graph_hints()
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
@@ -75,6 +77,15 @@ class CheckedRecipe(GraphOptions):
         return json.dumps(content, indent=2) + "\n"
 
 
+def _graph_hints():
+    """Hints of what `GraphOptions` checks itself, for errors that show JSON."""
+    return {
+        "wiring": typing.Literal[wirings()],
+        "gate": typing.Literal[gates()],
+        "max_nodes": typing.Annotated[int | None, Interval("[2, inf)")],
+    }
+
+
 def _checked(name, value, hint):
     """The value as its field's type hint has it; `ValueError` if it is another."""
     hint, *intervals = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
@@ -84,7 +95,9 @@ def _checked(name, value, hint):
     whole, hint = hint, typing.get_args(hint)[0] if optional else hint
     kind, entries = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is typing.Literal:
-        check_choice(name, value, entries)
+        if value not in entries:
+            choices, hint = ", ".join(map(shown, entries)), closest(value, entries)
+            raise ValueError(f"`{name}` must be one of {choices}.{hint} Received: {shown(value)}")
         return value
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
@@ -113,7 +126,8 @@ def _said(hint):
         return f"[{', '.join(map(_said, parts))}]"
     if parts:
         return " or ".join(map(_said, parts))
-    return {Ellipsis: "...", types.NoneType: "null"}.get(hint) or hint.__name__
+    names = {Ellipsis: "...", types.NoneType: "null", bool: "bool (true or false)"}
+    return names.get(hint) or hint.__name__
 
 
 def check_statistics(mean, std, channels):

@@ -17,7 +17,7 @@ def create_model(recipe, num_classes):
     if unknown:
         raise ValueError(
             f"`model_overrides` sets fields of {recipe.model}'s Spec: {', '.join(sorted(fields))}. "
-            f"Received: {unknown}"
+            f"Received: {', '.join(unknown)}"
         )
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.dtype)
