@@ -149,11 +149,11 @@ def make_imagenet_like(coco_tar, folder):
 
 def images_per_second(recipe, data_dir, images, rounds=3):
     """Median over rounds of the training pipeline alone, after a first batch."""
-    import dgnet_keras as dg
     from train.classification import datasets, input_pipeline
+    from train.classification.model import preprocessing_of
 
     data = datasets.load_data(recipe, data_dir)
-    preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    preprocessing = preprocessing_of(recipe)
     iterator = iter(input_pipeline.train_batches(data.train, preprocessing, recipe))
     next(iterator)
     rates = []

@@ -5,6 +5,7 @@ import os
 import sys
 
 from dgnet_keras.commands import exporting, listing, plotting, predicting, serve_config
+from dgnet_keras.user_warnings import on_one_line
 
 
 def parse_args(argv=None):
@@ -24,7 +25,8 @@ def main(argv=None):
     """Runs a command; a mistake ends with one clear sentence."""
     args = parse_args(argv)
     try:
-        args.run(args)
+        with on_one_line("dgnet_keras"):
+            args.run(args)
     except BrokenPipeError:  # whoever read the answers has enough of them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,7 +1,6 @@
 """Keras callback that follows connectivity during `model.fit`."""
 
 import os
-import warnings
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike
 from dgnet_keras import connectivity
 from dgnet_keras.adjacencies import connectivity_model
 from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.user_warnings import warn
 
 
 class RouterHealthWarning(UserWarning):
@@ -99,8 +99,7 @@ class ConnectivityMonitor(keras.callbacks.Callback):
     def _warn(self, epoch, kind, message):
         if kind not in self._warned:
             self._warned.add(kind)
-            text = f"After epoch {epoch + 1}: {message}"
-            warnings.warn(text, RouterHealthWarning, stacklevel=3)
+            warn(f"After epoch {epoch + 1}: {message}", RouterHealthWarning)
 
     def _write(self, epoch, metrics, found):
         import tensorflow as tf

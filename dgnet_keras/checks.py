@@ -2,9 +2,10 @@
 
 import difflib
 import numbers
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+from dgnet_keras.user_warnings import warn
 
 
 def closest(name: object, names: Iterable[object]) -> str:
@@ -53,10 +54,9 @@ def check_input_shape(input_shape: Sequence[int | None]) -> tuple[int | None, ..
         )
     height, width, channels = (None if s is None else int(s) for s in shape)
     if height == 3 and (channels or 0) > 4:
-        warnings.warn(
+        warn(
             f"`input_shape` is (height, width, channels): {shape} makes a network for images of 3 "
-            f"x {width} pixels and {channels} channels.",
-            stacklevel=4,
+            f"x {width} pixels and {channels} channels."
         )
     return height, width, channels
 

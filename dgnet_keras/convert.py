@@ -41,7 +41,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
         target: model to copy into.
 
     Returns:
-        List of the paths copied.
+        List of the paths copied; it shows its first entries only, `list(...)` shows them all.
 
     Raises:
         ValueError: if a weight outside the wiring is missing on either side, shapes differ (with
@@ -70,7 +70,7 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
             `.safetensors` file with timm's names (see `load_timm`).
 
     Returns:
-        List of the paths of the weights loaded.
+        List of the paths of the weights loaded, shown as by `copy_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -33,7 +33,7 @@ def load_timm(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
             `"timm/resnet50.a1_in1k"` (needs the package huggingface_hub and a network).
 
     Returns:
-        List of the paths of the weights loaded.
+        List of the paths of the weights loaded, shown as by `copy_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.

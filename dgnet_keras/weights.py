@@ -9,7 +9,6 @@ import json
 import os
 import re
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -22,6 +21,8 @@ import tensorflow as tf
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.options import default_edge_scale
 from dgnet_keras.layers.wiring import ROUTED
+from dgnet_keras.user_warnings import warn
+from dgnet_keras.weight_paths import WeightPaths
 
 WIRING_LAYERS = ("router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "adjacency")
@@ -98,7 +99,7 @@ def assign_weights(
     variables = {v.path: v for v in model.weights if v.path in values}
     for path, variable in variables.items():
         variable.assign(values[path])
-    return list(variables)
+    return WeightPaths(variables)
 
 
 def _check_fit(model, wanted, received, source, is_optional, names=None):
@@ -159,16 +160,14 @@ def assign_with_head(
         values = {k: v for k, v in values.items() if k not in HEAD}
     loaded = assign_weights(model, values, os.fspath(path), keep=keep, names=names)
     if keep:
-        warnings.warn(
+        warn(
             f"{path} has {classes or 'no'} classes, the model {model.num_classes}: the backbone "
-            "was loaded, the classifier was left as it was.",
-            stacklevel=4,
+            "was loaded, the classifier was left as it was."
         )
     if not any(map(is_wiring_weight, loaded)) and _starts_elsewhere(model):
-        warnings.warn(
+        warn(
             f"{path} has no weights of this model's wiring: with init='open' it computes something "
-            "else than the static network of these blocks. With init='static' it starts as that.",
-            stacklevel=4,
+            "else than the static network of these blocks, with init='static' it starts as that."
         )
     return loaded
 
@@ -215,10 +214,7 @@ def _warn_of_another_network(model, path, config, is_routed):
         pairs["threshold"] = [config.get("threshold"), own["threshold"]]
     differ = [f"{k} {a} (here {b})" for k, (a, b) in pairs.items() if a not in (None, b)]
     if differ:
-        warnings.warn(
-            f"{path} was trained as another network, though its weights fit: {', '.join(differ)}.",
-            stacklevel=5,
-        )
+        warn(f"{path} was trained as another network, though its weights fit: {', '.join(differ)}.")
 
 
 def load_h5(
@@ -249,10 +245,9 @@ def load_h5(
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
     loaded = assign_with_head(model, values, name, classes)
     if not has_config and any(H5_WIRING.search(n) for n in stored if n not in names):
-        warnings.warn(
+        warn(
             f"{name} has weights of another wiring than this model's. They were left out, though "
-            "the blocks were trained with them.",
-            stacklevel=4,
+            "the blocks were trained with them."
         )
     return loaded
 

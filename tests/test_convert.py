@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import keras
@@ -6,6 +7,7 @@ import pytest
 from catalog import create, images, randomize
 
 import dgnet_keras as dg
+from dgnet_keras.weight_paths import WeightPaths
 
 ROW = "resnet_cifar_split"
 
@@ -20,7 +22,19 @@ def unchanged(model, before):
 
 def test_copying_reports_what_was_copied():
     source, target = randomize(create(ROW)), create(ROW, wiring="chain")
-    assert set(dg.copy_weights(source, target)) == {v.path for v in target.weights}
+    copied = dg.copy_weights(source, target)
+    paths = [v.path for v in target.weights]
+    assert copied == paths
+    assert json.loads(json.dumps(copied)) == copied[:] == paths
+    assert repr(copied) == f"{len(paths)} weights: {paths[0]}, {paths[1]}, ..."
+
+
+@pytest.mark.parametrize(
+    ("paths", "shown"),
+    [([], "0 weights"), (["a"], "1 weight: a"), (["a", "b"], "2 weights: a, b")],
+)
+def test_few_weights_are_shown_whole(paths, shown):
+    assert repr(WeightPaths(paths)) == shown
 
 
 @pytest.mark.parametrize("change", [{"widths": (4, 12)}, {"depths": (5, 3)}, {"num_classes": 5}])
@@ -105,8 +119,9 @@ def test_a_file_whose_routers_mean_something_else_is_refused(tmp_path):
         warnings.simplefilter("error", UserWarning)
         dg.convert.load_weights(target, tmp_path / "chain.keras")
         dg.convert.load_weights(create(ROW, wiring="random"), tmp_path / "chain.keras")
-    with pytest.warns(UserWarning, match="computes something else.*init='static'"):
+    with pytest.warns(UserWarning, match="computes something else.*init='static'") as caught:
         dg.convert.load_weights(create(ROW, init="open"), tmp_path / "chain.keras")
+    assert {w.filename for w in caught if w.category is UserWarning} == {__file__}
 
 
 @pytest.mark.parametrize("wiring", ["dynamic", "learned", "random", "complete"])

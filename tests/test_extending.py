@@ -6,7 +6,7 @@ import re
 import pytest
 
 import dgnet_keras as dg
-from dgnet_keras.layers import gate, wiring
+from dgnet_keras.layers import gates, wiring
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -15,7 +15,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wiring, "_fixed", dict(wiring._fixed))
-    monkeypatch.setattr(gate, "_registered", dict(gate._registered))
+    monkeypatch.setattr(gates, "_registered", dict(gates._registered))
     monkeypatch.setattr(dg.DGResNet, "variants", dict(dg.DGResNet.variants))
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(snippets) >= 7

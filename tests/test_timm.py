@@ -93,8 +93,9 @@ def test_the_backbone_loads_alone(loaded):
     np.testing.assert_array_equal(backbone(images), features)
     other = make(loaded.name, num_classes=7, wiring="chain", seed=3)
     head = other.get_layer("logits").get_weights()
-    with pytest.warns(UserWarning, match="has 10 classes, the model 7"):
+    with pytest.warns(UserWarning, match="has 10 classes, the model 7") as caught:
         dg.load_timm(other, loaded.file)
+    assert {w.filename for w in caught if w.category is UserWarning} == {__file__}
     np.testing.assert_array_equal(other.backbone(images), features)
     np.testing.assert_array_equal(other.get_layer("logits").get_weights()[0], head[0])
 

@@ -13,6 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":  # mistakes in the flags are told before TensorFlow is imported
+    from train.postponed import postpone
+
+    postpone()
+
 from train.command_line import add_run_flags, ending_clearly, make_parser
 from train.detection.recipes import RECIPES
 from train.recipes import get_recipe
@@ -56,6 +61,8 @@ def parse_args(argv=None):
 def main(argv=None):
     """Runs the command line; a mistake in it ends with one clear sentence."""
     args = parse_args(argv)
+    if args.data_dir is not None and not pathlib.Path(args.data_dir).exists():
+        sys.exit(f"{NAME}: --data-dir {args.data_dir} does not exist")
     try:
         recipe = get_recipe(args.config, args.overrides, RECIPES)
     except ValueError as error:

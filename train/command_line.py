@@ -7,6 +7,10 @@ import signal
 import sys
 import textwrap
 
+from dgnet_keras.user_warnings import on_one_line
+from train import postponed
+from train.recipes import shown
+
 STOPPED = 143  # as the shell reports a process that SIGTERM ended
 
 
@@ -48,7 +52,7 @@ def _keys(recipe):
     return ", ".join(
         field.name
         if field.default in (dataclasses.MISSING, None, "", ())
-        else f"{field.name} ({field.default})"
+        else f"{field.name} ({shown(field.default)})"
         for field in dataclasses.fields(recipe)
     )
 
@@ -84,6 +88,7 @@ def ending_clearly(name, workdir, extras="train"):
     """
     install = f"Install it with: pip install -e '.[{extras}]'"
     try:
+        postponed.load()
         import tensorflow as tf
 
         from train.loop import RunStopped
@@ -91,7 +96,8 @@ def ending_clearly(name, workdir, extras="train"):
         sys.exit(f"{name}: {error}. {install}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
-        yield
+        with on_one_line(name):
+            yield
     except RunStopped:
         print(f"Stopped and saved in {workdir}: the same command goes on.", file=sys.stderr)
         sys.exit(STOPPED)

@@ -13,6 +13,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":  # mistakes in the flags are told before TensorFlow is imported
+    from train.postponed import postpone
+
+    postpone()
+
 from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import add_run_flags, ending_clearly, make_parser
 

@@ -9,6 +9,13 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+if __name__ == "__main__":  # mistakes in the flags are told before TensorFlow is imported
+    from train.postponed import postpone
+
+    postpone()
+
+from dgnet_keras.user_warnings import on_one_line
+from train import postponed
 from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import make_parser
 
@@ -25,10 +32,10 @@ def draw(recipe, data, path, *, rows=4, columns=8):
     """
     from matplotlib.figure import Figure
 
-    import dgnet_keras as dg
     from train.classification import input_pipeline
+    from train.classification.model import preprocessing_of
 
-    preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    preprocessing = preprocessing_of(recipe)
     count = min(rows * columns, len(data.train))
     batch = next(
         iter(
@@ -72,9 +79,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         recipe = get_recipe(args.config, args.overrides)
+        postponed.load()
         from train.classification import datasets
 
-        draw(recipe, datasets.load_data(recipe, args.data_dir), args.output)
+        with on_one_line("train.preview"):
+            draw(recipe, datasets.load_data(recipe, args.data_dir), args.output)
     except (ValueError, OSError) as error:
         sys.exit(f"train.preview: {error}")
 

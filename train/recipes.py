@@ -8,8 +8,15 @@ import json
 import types
 import typing
 
-from dgnet_keras.checks import check_choice, closest
-from dgnet_keras.layers import GraphOptions
+from dgnet_keras.checks import closest
+from dgnet_keras.layers.gates import gates
+from dgnet_keras.layers.options import GraphOptions
+from dgnet_keras.layers.wiring import wirings
+
+
+def shown(value):
+    """A recipe's value as JSON, the way `--set` takes it and `config.json` holds it."""
+    return json.dumps(value, default=repr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Interval:
         above = low <= value if self.text[0] == "[" else low < value
         below = value <= high if self.text[-1] == "]" else value < high
         if not (above and below):
-            raise ValueError(f"`{name}` must be in {self.text}. Received: {value}")
+            raise ValueError(f"`{name}` must be in {self.text}. Received: {shown(value)}")
 
 
 Count = typing.Annotated[int, Interval("[1, inf)")]
@@ -38,6 +45,8 @@ Amount = typing.Annotated[float, Interval("[0, inf)")]
 Share = typing.Annotated[float, Interval("[0, 1)")]
 Probability = typing.Annotated[float, Interval("[0, 1]")]
 ClipNorm = typing.Annotated[float | None, Interval("(0, inf)")]
+Means = tuple[Probability, ...] | None
+Deviations = tuple[typing.Annotated[float, Interval("(0, 1]")], ...] | None
 DType = typing.Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 
@@ -45,9 +54,9 @@ DType = typing.Literal["float32", "mixed_bfloat16", "mixed_float16"]
 class CheckedRecipe(GraphOptions):
     """A recipe whose fields are checked when it is made.
 
-    A field's hint is `bool`, `int`, `float`, `str`, `dict`, a tuple (a list is made one), one of
-    these `| None`, or with an `Interval`, or a `Literal`. Whole numbers are made floats where the
-    hint is one.
+    A field's hint is `bool`, `int`, `float`, `str`, `dict`, a tuple of them (a list is made one),
+    one of these `| None`, or with an `Interval`, or a `Literal`. Whole numbers are made floats
+    where the hint is one.
 
     Raises:
         ValueError: naming the first field that has another value.
@@ -56,7 +65,7 @@ class CheckedRecipe(GraphOptions):
     FORMAT: typing.ClassVar[int]
 
     def __post_init__(self):
-        hints = typing.get_type_hints(type(self), include_extras=True)
+        hints = typing.get_type_hints(type(self), include_extras=True) | _graph_hints()
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
@@ -68,29 +77,67 @@ class CheckedRecipe(GraphOptions):
         return json.dumps(content, indent=2) + "\n"
 
 
+def _graph_hints():
+    """Hints of what `GraphOptions` checks itself, for errors that show JSON."""
+    return {
+        "wiring": typing.Literal[wirings()],
+        "gate": typing.Literal[gates()],
+        "max_nodes": typing.Annotated[int | None, Interval("[2, inf)")],
+    }
+
+
 def _checked(name, value, hint):
     """The value as its field's type hint has it; `ValueError` if it is another."""
     hint, *intervals = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
     optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
     if optional and value is None:
         return None
-    hint = typing.get_args(hint)[0] if optional else hint
-    kind = typing.get_origin(hint) or hint
+    whole, hint = hint, typing.get_args(hint)[0] if optional else hint
+    kind, entries = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is typing.Literal:
-        check_choice(name, value, typing.get_args(hint))
+        if value not in entries:
+            choices, hint = ", ".join(map(shown, entries)), closest(value, entries)
+            raise ValueError(f"`{name}` must be one of {choices}.{hint} Received: {shown(value)}")
         return value
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if kind is float and type(value) is int:
         value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        said = kind.__name__ if kind is hint else str(hint).replace("tuple", "list")
-        raise ValueError(
-            f"`{name}` must be of type {said}{' or null' * optional}. Received: {value!r}"
-        )
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if fits and kind is tuple:
+        entries = entries[:1] * len(value) if entries[-1] is Ellipsis else entries
+        fits = len(value) == len(entries)
+    if not fits:
+        raise ValueError(f"`{name}` must be of type {_said(whole)}. Received: {shown(value)}")
+    if kind is tuple:
+        pairs = enumerate(zip(value, entries, strict=True))
+        value = tuple(_checked(f"{name}[{k}]", entry, hint) for k, (entry, hint) in pairs)
     for interval in intervals:
         interval.check(name, value)
     return value
+
+
+def _said(hint):
+    """A type hint as JSON's values are written, such as `[int, ...] or null`."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        return _said(parts[0])
+    if origin is tuple:
+        return f"[{', '.join(map(_said, parts))}]"
+    if parts:
+        return " or ".join(map(_said, parts))
+    names = {Ellipsis: "...", types.NoneType: "null", bool: "bool (true or false)"}
+    return names.get(hint) or hint.__name__
+
+
+def check_statistics(mean, std, channels):
+    """Raises `ValueError` unless both are None, or have a value a channel, or one for all."""
+    lengths = [None if values is None else len(values) for values in (mean, std)]
+    if lengths not in ([None, None], [1, 1], [channels, channels]):
+        raise ValueError(
+            f"`mean` and `std` must be set together, with a value for each of {channels} channels "
+            f"or one for all. Received: mean={shown(mean)}, std={shown(std)}"
+        )
 
 
 def get_recipe(name, overrides, recipes):

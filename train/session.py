@@ -141,5 +141,7 @@ def results_table(results, workdir):
             value = f"{value:,.4f}"
         elif isinstance(value, int):
             value = f"{value:,}"
+        elif isinstance(value, dict):
+            value = "\n".join(f"{key}: {entry}" for key, entry in value.items())
         table.add_row(name, value)
     return table

@@ -5,11 +5,11 @@ import json
 import os
 import signal
 import sys
-import warnings
 
 import tensorflow as tf
 
 from dgnet_keras.checks import check_choice
+from dgnet_keras.user_warnings import warn
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
@@ -30,11 +30,10 @@ def make_strategy(name):
     if name == "multi_worker":
         return _multi_worker_strategy()
     if name != "tpu" and len(_workers()) > 1:
-        warnings.warn(
+        warn(
             f"TF_CONFIG names {len(_workers())} workers, but the strategy {name!r} trains on this "
-            "host alone: each of them would write into the same workdir. Expected "
-            "--strategy multi_worker",
-            stacklevel=3,
+            "host alone, and each of them would write into the same workdir: expected --strategy "
+            "multi_worker."
         )
     if name == "tpu":
         return _tpu_strategy()

@@ -57,7 +57,7 @@ def check_workdir(config, workdir):
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON of a run's recipe: {error}") from error
     differences = [
-        f"{key}: {there.get(key)!r} there, {config.get(key)!r} here"
+        f"{key}: {json.dumps(there.get(key))} there, {json.dumps(config.get(key))} here"
         for key in sorted({*there, *config})
         if there.get(key) != config.get(key)
     ]

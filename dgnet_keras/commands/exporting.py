@@ -3,6 +3,7 @@
 import pathlib
 
 from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
+from dgnet_keras.commands.paths import existing
 
 
 def add_parsers(commands):
@@ -35,11 +36,10 @@ def export_command(args):
     """Exports a model, and prints where."""
     from dgnet_keras.serving.export import training_record, write_saved_model
 
+    named = read_lines(existing(args.labels)) if args.labels else None
     model = load_model(args.model)
     config, results = run_record(args.model)
-    labels = class_names(config)
-    if args.labels:
-        labels = read_lines(pathlib.Path(args.labels))
+    labels = named or class_names(config)
     version = args.version
     if version is None:
         folders = pathlib.Path(args.directory).glob("[0-9]*")

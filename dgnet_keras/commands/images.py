@@ -1,9 +1,9 @@
 """Image files that a command is given."""
 
 import io
-import pathlib
 import sys
 
+from dgnet_keras.commands.paths import existing
 from dgnet_keras.paths import readable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
@@ -15,13 +15,11 @@ def labelled_files(folder, limit):
     Returns:
         Tuple of paths, labels (int, or None where there are no class folders) and class names.
     """
-    folder = pathlib.Path(folder)
+    folder = existing(folder)
     if limit < 1:
         raise ValueError(f"`--limit` must be positive. Received: {limit}")
     if folder.is_file():
         return [folder], None, None
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No image, and no folder of images, at {folder}")
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     found = [
         (path, label)
@@ -83,18 +81,17 @@ def named_files(arguments):
         arguments: files, folders, which are searched to the bottom, or "-".
     """
     for argument in arguments:
-        path = pathlib.Path(argument)
         if argument == "-":
             yield "-", None
-        elif path.is_dir():
+            continue
+        path = existing(argument)
+        if path.is_dir():
             found = sorted(filter(_is_image, path.rglob("*")))
             if not found:
                 raise ValueError(f"{path} has no images ({', '.join(IMAGE_SUFFIXES)})")
             yield from ((readable(p), p) for p in found)
-        elif path.exists():
-            yield readable(argument), path
         else:
-            raise FileNotFoundError(f"No image at {path}")
+            yield readable(argument), path
 
 
 def read_encoded(files, channels):

@@ -3,12 +3,15 @@
 import json
 import pathlib
 
+from dgnet_keras.commands.paths import existing
+
 
 def load_model(path):
     """The classifier in a `.keras` file, or in the folder of a run."""
+    path = existing(path)
+
     import keras
 
-    path = pathlib.Path(path)
     file = path / "model.keras" if path.is_dir() else path
     if not file.exists():
         export = path / "export"

@@ -6,6 +6,7 @@ import pathlib
 
 from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model
+from dgnet_keras.user_warnings import warn
 
 
 def add_parsers(commands):
@@ -77,7 +78,7 @@ def plot_command(args):
         f"{mean_macs:,.0f} of {counted['macs']:,}"
     )
     for finding in findings:
-        print(f"Warning: {finding.message}")
+        warn(finding.message)
 
 
 def each_image(paths, adjacency, counted):

@@ -1,6 +1,7 @@
 """python -m dgnet_keras predict MODEL IMAGES: classes of images."""
 
 import collections.abc
+import csv
 import dataclasses
 import json
 import pathlib
@@ -8,6 +9,7 @@ import sys
 
 from dgnet_keras.commands.images import check_channels, named_files, read_encoded
 from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
+from dgnet_keras.commands.paths import existing
 from dgnet_keras.paths import usable_path
 
 BATCH_SIZE = 32
@@ -20,7 +22,8 @@ def add_parsers(commands):
         help="classes of images",
         description="Classifies image files, the images of folders, or an image from standard "
         "input (-). JPEG, PNG, WebP, BMP and GIF are read; a file that cannot be decoded is named "
-        "and left out, and the exit code is then 1.",
+        "on standard error and left out, and the exit code is then 1. Standard output holds the "
+        "answers alone.",
         epilog="Example: python -m dgnet_keras predict served/digits photo.jpg more/ --top 3",
     )
     predict.add_argument(
@@ -28,7 +31,17 @@ def add_parsers(commands):
     )
     predict.add_argument("images", nargs="+", help="files, folders, or - for standard input")
     predict.add_argument("--top", type=int, default=1, help="so many labels of an image (1)")
-    predict.add_argument("--json", action="store_true", help="a JSON line an image, not a table")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json",
+        action="store_true",
+        help='a JSON line an image: {"image": F, "predictions": [{"label": L, "probability": P}]}',
+    )
+    form.add_argument(
+        "--csv",
+        action="store_true",
+        help="a row an image, under a header: image,label_1,probability_1 and so on up to --top",
+    )
     predict.set_defaults(run=predict_command)
 
 
@@ -36,15 +49,16 @@ def predict_command(args):
     """Prints the most probable labels of each image."""
     if args.top < 1:
         raise ValueError(f"`--top` must be positive. Received: {args.top}")
+    existing(args.model)
     files = list(named_files(args.images))
     classifier = open_classifier(args.model)
-    widths = [
-        max(map(len, column))
-        for column in (["image", *(n for n, _ in files)], ["label", *classifier.labels])
-    ]
-    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>11}}"
-    if not args.json:
-        print(row.format("image", "label", "probability"))
+    top = min(args.top, len(classifier.labels))
+    if args.json:
+        write = _write_json
+    elif args.csv:
+        write = _csv_writer(top)
+    else:
+        write = _table_writer([name for name, _ in files], classifier.labels)
     skipped = 0
     for start in range(0, len(files), BATCH_SIZE):
         batch = files[start : start + BATCH_SIZE]
@@ -52,20 +66,38 @@ def predict_command(args):
         skipped += len(batch) - len(names)
         if names:
             for name, values in zip(names, classifier.classify(contents), strict=True):
-                _print_answer(name, values, classifier.labels, args, row)
+                best = (-values).argsort(kind="stable")[:top]
+                write(name, [(classifier.labels[k], float(values[k])) for k in best])
+        sys.stdout.flush()
     if skipped:
         sys.exit(1)
 
 
-def _print_answer(name, probabilities, labels, args, row):
-    best = (-probabilities).argsort(kind="stable")[: args.top]
-    if args.json:
-        answers = [{"label": labels[k], "probability": float(probabilities[k])} for k in best]
-        print(json.dumps({"image": name, "predictions": answers}), flush=True)
-        return
-    for rank, k in enumerate(best):
-        shown = name if rank == 0 else ""
-        print(row.format(shown, labels[k], f"{probabilities[k]:.4f}"), flush=True)
+def _write_json(name, answers):
+    predictions = [{"label": label, "probability": p} for label, p in answers]
+    print(json.dumps({"image": name, "predictions": predictions}))
+
+
+def _csv_writer(top):
+    """Writes the header; returns a function of a name and its (label, probability) pairs."""
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(
+        ["image", *(f"{c}_{k + 1}" for k in range(top) for c in ("label", "probability"))]
+    )
+    return lambda name, answers: rows.writerow([name, *(cell for pair in answers for cell in pair)])
+
+
+def _table_writer(names, labels):
+    """Likewise, for a table that people read."""
+    widths = [max(map(len, column)) for column in (["image", *names], ["label", *labels])]
+    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>11}}"
+    print(row.format("image", "label", "probability"))
+
+    def write(name, answers):
+        for rank, (label, probability) in enumerate(answers):
+            print(row.format("" if rank else name, label, f"{probability:.4f}"))
+
+    return write
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from dgnet_keras.commands.paths import existing
+
 
 def add_parsers(commands):
     """Adds the parser of `serve-config`, with the function `run`."""
@@ -44,6 +46,7 @@ def serve_config_command(args):
     """Writes the files, and prints their names."""
     from dgnet_keras.serving.config import write_serving_config
 
+    existing(args.directory)
     name = args.name or pathlib.Path(args.directory).resolve().name
     if len(dict(args.labels)) < len(args.labels):
         raise ValueError(f"A `--label` names one version. Received: {args.labels}")

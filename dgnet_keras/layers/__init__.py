@@ -1,6 +1,7 @@
 """Layers of a Dynamic Graph Network, each usable on its own in any Keras 3 model."""
 
-from dgnet_keras.layers.gate import ThresholdGate, register_gate
+from dgnet_keras.layers.gate import ThresholdGate
+from dgnet_keras.layers.gates import register_gate
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.options import GraphOptions
 from dgnet_keras.layers.router import Router

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypedDict, TypeVar, get_args
 
 from dgnet_keras.checks import check_choice, closest
-from dgnet_keras.layers.gate import check_gate, gates
+from dgnet_keras.layers.gates import check_gate, gates
 from dgnet_keras.layers.wiring import wirings
 
 Init = Literal["open", "static"]

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dgnet_keras.layers.gate import check_edge_scale, gate_dtype
+from dgnet_keras.layers.gate import gate_dtype
+from dgnet_keras.layers.gates import check_edge_scale
 
 LOGIT_LIMIT = 12.0
 

@@ -9,7 +9,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -22,6 +21,7 @@ from dgnet_keras.complexity import count_macs
 from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
+from dgnet_keras.user_warnings import warn
 from dgnet_keras.version import __version__
 
 LABELS = "labels.txt"
@@ -202,10 +202,9 @@ def _write_warmup(path, signatures, preprocessing, model_name):
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError:
-        warnings.warn(
+        warn(
             "The export has no warm-up requests, so a server's first answers will be slow: they "
-            "need tensorflow-serving-api (the extra `serving`).",
-            stacklevel=4,
+            "need tensorflow-serving-api (the extra `serving`)."
         )
         return
     path.parent.mkdir()

@@ -30,7 +30,7 @@ def test_mistakes_are_named(saved, tmp_path):
     (tmp_path / "labels.txt").write_text("one\n")
     (tmp_path / "run" / "export").mkdir(parents=True)
     for arguments, message in (
-        ([str(tmp_path / "gone"), str(tmp_path / "out")], "No model at"),
+        ([str(tmp_path / "run"), "x", "--labels", str(tmp_path / "label.txt")], "mean.*labels.txt"),
         (
             [str(saved), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.txt")],
             "3 classes.*1 labels",

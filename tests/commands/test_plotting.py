@@ -39,10 +39,11 @@ def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
     found = json.loads((output / "connectivity.json").read_text())
     assert found["images"] == 3
     assert "class_entropy" not in found
-    assert (
-        "Warning: The routers of these stages give every image the same edge weights (stage2)"
-        in capsys.readouterr().out
+    line = (
+        "dgnet_keras: warning: The routers of these stages give every image the same edge weights"
     )
+    (told,) = [text for text in capsys.readouterr().err.splitlines() if "warning" in text]
+    assert told.startswith(f"{line} (stage2): they have collapsed")
 
 
 def test_plot_takes_one_image_and_tells_its_path(saved, image_folder, tmp_path, capsys):
@@ -65,8 +66,7 @@ def test_mistakes_of_plot_are_named(saved, image_folder, tmp_path):
     create("resnet_basic", depths=(1, 1)).save(tmp_path / "edgeless.keras")
     (tmp_path / "empty").mkdir()
     for model, images, message in (
-        (tmp_path / "gone.keras", image_folder, "No model at .*gone.keras"),
-        (saved, tmp_path / "gone", "No image, and no folder of images, at .*gone"),
+        (saved, tmp_path / "gone", "gone does not exist"),
         (saved, tmp_path / "empty", "has no images. Expected"),
         (tmp_path / "edgeless.keras", image_folder, "no edges to draw"),
         (image_folder / "dog" / "0.png", image_folder, "cannot be read as a Keras model"),

@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import os
@@ -76,6 +77,34 @@ def test_predict_prints_a_table_and_reads_standard_input(served, image_folder, c
     assert head.index("label") == piped.index(piped.split()[1]) == named.index(named.split()[1])
 
 
+def test_csv_has_a_row_an_image_and_the_figures_of_json(served, image_folder, capsys):
+    odd = image_folder / 'a, "b"\n.png'
+    Image.open(image_folder / "cat" / "0.png").save(odd)
+    (image_folder / "cat" / "broken.png").write_bytes(b"broken")
+    found = {}
+    for form in ("--json", "--csv"):
+        with pytest.raises(SystemExit, match="1"):
+            main(["predict", str(served), str(image_folder), form, "--top", "2"])
+        found[form] = capsys.readouterr()
+        assert found[form].err == f"Skipped: {image_folder}/cat/broken.png cannot be decoded\n"
+    rows = list(csv.reader(io.StringIO(found["--csv"].out)))
+    assert rows[0] == ["image", "label_1", "probability_1", "label_2", "probability_2"]
+    lines = [json.loads(line) for line in found["--json"].out.splitlines()]
+    assert len(lines) == len(rows) - 1 == 9
+    assert str(odd) in [row[0] for row in rows]
+    for row, line in zip(rows[1:], lines, strict=True):
+        assert row[0] == line["image"]
+        for k, answer in enumerate(line["predictions"]):
+            assert row[1 + 2 * k] == answer["label"]
+            assert float(row[2 + 2 * k]) == answer["probability"]
+
+
+def test_one_form_of_answers_is_asked_for(served, image_folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", str(served), str(image_folder), "--json", "--csv"])
+    assert "--csv: not allowed with argument --json" in capsys.readouterr().err
+
+
 def test_images_that_cannot_be_classified_cost_no_other_its_answer(served, tmp_path, capsys):
     folder = tmp_path / "odd"
     (folder / "folder.png").mkdir(parents=True)
@@ -109,7 +138,7 @@ def test_mistakes_are_named(saved, image_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ([str(tmp_path / "empty"), str(image_folder)], "No model at"),
-        ([str(saved), str(tmp_path / "gone.jpg")], "No image at .*gone.jpg"),
+        ([str(saved), str(tmp_path / "gone.jpg")], "gone.jpg does not exist"),
         ([str(saved), str(tmp_path / "empty")], "has no images"),
         ([str(saved), str(image_folder), "--top", "0"], "--top"),
     ):

@@ -5,8 +5,7 @@ import tensorflow as tf
 from catalog import create, images, randomize, weight
 
 import dgnet_keras as dg
-from dgnet_keras.layers import ThresholdGate, register_gate
-from dgnet_keras.layers import gate as gates
+from dgnet_keras.layers import ThresholdGate, gates, register_gate
 
 TAU = 0.4
 WEIGHTS = np.array([[0.1, 0.39, 0.41, 0.9], [0.2, 0.5, 0.05, 0.7]])

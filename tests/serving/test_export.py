@@ -137,8 +137,9 @@ def test_without_the_serving_api_the_export_says_what_is_missing(tmp_path, monke
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     tiny = create("resnet_cifar_chain", input_shape=(16, 16, 3))
-    with pytest.warns(UserWarning, match="no warm-up requests.*tensorflow-serving-api"):
+    with pytest.warns(UserWarning, match="no warm-up requests.*tensorflow-serving-api") as caught:
         exported = dg.export_saved_model(tiny, tmp_path)
+    assert {w.filename for w in caught if w.category is UserWarning} == {__file__}
     assert not (exported / "assets.extra").exists()
     assert (exported / "saved_model.pb").exists()
 

@@ -10,6 +10,6 @@ from train.classification.run import train
 @pytest.fixture(scope="session")
 def classified(tmp_path_factory):
     """Recipe, workdir and results. Tests that use it are of the xdist group `classified`."""
-    recipe = get_recipe("digits_resnet20", TINY)
+    recipe = get_recipe("digits_resnet20", [*TINY, "mean=[0.25]", "std=[0.4]"])
     workdir = tmp_path_factory.mktemp("classified")
     return recipe, workdir, train(recipe, workdir)

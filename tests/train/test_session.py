@@ -26,10 +26,10 @@ def test_the_same_command_again_reports_the_finished_run(classified, capsys):
 
 def test_another_recipe_and_other_data_in_the_same_workdir_are_refused(classified, monkeypatch):
     recipe, workdir, _ = classified
-    with pytest.raises(ValueError, match=r"another recipe.*wiring: 'dynamic' there, 'chain' here"):
+    with pytest.raises(ValueError, match=r'another recipe.*wiring: "dynamic" there, "chain" here'):
         train(dataclasses.replace(recipe, wiring="chain"), workdir)
     data = datasets.load_data(recipe)
     fewer = dataclasses.replace(data, test=data.test.take(np.arange(100)))
     monkeypatch.setattr(datasets, "load_data", lambda *_: fewer)
-    with pytest.raises(ValueError, match=r"other data.*'test_images': 360.*'test_images': 100"):
+    with pytest.raises(ValueError, match=r'other data.*"test_images": 360.*"test_images": 100'):
         train(recipe, workdir)

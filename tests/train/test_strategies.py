@@ -14,8 +14,11 @@ def test_a_broken_cluster_is_named(monkeypatch):
         with pytest.raises(ValueError, match="TF_CONFIG.*Received: .*" + re.escape(text)):
             make_strategy("multi_worker")
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}}')
-    with pytest.warns(UserWarning, match="TF_CONFIG names 2 workers.*--strategy multi_worker"):
+    with pytest.warns(
+        UserWarning, match="TF_CONFIG names 2 workers.*--strategy multi_worker"
+    ) as caught:
         make_strategy("one_device")
+    assert caught[0].filename == __file__
     monkeypatch.setenv("TF_CONFIG", "")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -39,8 +39,11 @@ def test_another_head_starts_from_the_backbone(classified):
     model = create_model(recipe, 7)
     head = model.get_layer("logits").kernel.numpy()
     path = workdir / "checkpoints" / "ckpt-132"
-    with pytest.warns(UserWarning, match="10 classes, the model 7: the backbone was loaded"):
+    with pytest.warns(
+        UserWarning, match="10 classes, the model 7: the backbone was loaded"
+    ) as caught:
         load_initial_weights(model, path)
+    assert {w.filename for w in caught if w.category is UserWarning} == {__file__}
     np.testing.assert_array_equal(model.get_layer("logits").kernel, head)
     values = read_model_weights(path)
     assert_weights(model.backbone.weights, {v.path: values[v.path] for v in model.backbone.weights})

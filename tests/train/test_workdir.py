@@ -25,11 +25,11 @@ def test_a_folder_takes_one_recipe_on_one_set_of_data(tmp_path):
     check_workdir(config, tmp_path)
     write_json(tmp_path / "config.json", config)
     check_workdir(config, tmp_path)
-    with pytest.raises(ValueError, match=r"another recipe.*wiring: 'dynamic' there, 'chain' here"):
+    with pytest.raises(ValueError, match=r'another recipe.*wiring: "dynamic" there, "chain" here'):
         check_workdir({**config, "wiring": "chain"}, tmp_path)
-    with pytest.raises(ValueError, match=r"other data.*'test_images': 360.*'test_images': 100"):
+    with pytest.raises(ValueError, match=r'other data.*"test_images": 360.*"test_images": 100'):
         check_workdir({**config, "data": {"test_images": 100}}, tmp_path)
-    with pytest.raises(ValueError, match=r"epochs: None there, 3 here"):
+    with pytest.raises(ValueError, match=r"epochs: null there, 3 here"):
         check_workdir({**config, "epochs": 3}, tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not the JSON of a run's recipe"):

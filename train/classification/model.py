@@ -17,7 +17,7 @@ def create_model(recipe, num_classes):
     if unknown:
         raise ValueError(
             f"`model_overrides` sets fields of {recipe.model}'s Spec: {', '.join(sorted(fields))}. "
-            f"Received: {unknown}"
+            f"Received: {', '.join(unknown)}"
         )
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.dtype)
@@ -32,10 +32,21 @@ def create_model(recipe, num_classes):
         )
     finally:
         keras.config.set_dtype_policy(policy)
-    model.preprocessing = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    model.preprocessing = preprocessing_of(recipe)
     for layer in norms(model):
         layer.synchronized = recipe.synchronized_norm
     return model
+
+
+def preprocessing_of(recipe):
+    """The recipe's `Preprocessing`, of training, evaluation and export alike."""
+    default = dg.Preprocessing.for_input(recipe.input_shape, crop=recipe.crop)
+    if recipe.mean is None:
+        return default
+    mean, std = (
+        values * (recipe.input_shape[-1] // len(values)) for values in (recipe.mean, recipe.std)
+    )
+    return dg.Preprocessing(default.image_size, recipe.crop, mean, std)
 
 
 def trained_variables(model, *, freeze_backbone, freeze_routers):

@@ -9,12 +9,15 @@ from train.recipes import (
     CheckedRecipe,
     ClipNorm,
     Count,
+    Deviations,
     DType,
     Interval,
+    Means,
     Probability,
     Seed,
     Share,
     Whole,
+    check_statistics,
 )
 
 
@@ -28,7 +31,7 @@ class Recipe(CheckedRecipe):
         model: a variant of `dgnet_keras.list_variants()`.
         dataset: `"digits"` (embedded in scikit-learn), `"folder"` (class folders of images),
             `"tfrecord"` (ImageNet's usual shards) or `"tfds:NAME"` (TensorFlow Datasets).
-        input_shape: (height, width, channels) in pixels.
+        input_shape: [height, width, channels] in pixels.
         epochs: passes over the training images.
         batch_size: global: images an update, over all replicas and accumulated parts.
         seed: of initial weights, order of images and augmentation.
@@ -66,6 +69,10 @@ class Recipe(CheckedRecipe):
         mixup_alpha: of Keras's MixUp; 0 is off.
         cutmix_alpha: of Keras's CutMix; 0 is off. With both, each batch takes one at random.
         crop: of the evaluation's centre crop, see `Preprocessing`.
+        mean: of pixels in [0, 1], a value a channel, or one for all: what the model's
+            `Preprocessing` takes off, in training, the export and everywhere. Weights that others
+            trained need theirs. None means ImageNet's for 3 channels, 0.5 otherwise.
+        std: likewise, what pixels are then divided by.
         cache: whether the images' bytes are kept in memory, for data that fits in it.
         shuffle_buffer: records that are read and shuffled at a time (`"tfrecord"`, `"tfds:NAME"`).
         xla: whether accelerators compile with XLA; a CPU never does (3 to 4 times slower).
@@ -80,7 +87,7 @@ class Recipe(CheckedRecipe):
 
     model: str
     dataset: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[Count, Count, Count]
     epochs: Count
     batch_size: Count = 128
     seed: Seed = 0
@@ -112,6 +119,8 @@ class Recipe(CheckedRecipe):
     mixup_alpha: Amount = 0.0
     cutmix_alpha: Amount = 0.0
     crop: typing.Annotated[float, Interval("(0, 1]")] = 1.0
+    mean: Means = None
+    std: Deviations = None
     cache: bool = False
     shuffle_buffer: Count = 8192
     xla: bool = True
@@ -123,13 +132,7 @@ class Recipe(CheckedRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.input_shape) != 3 or not all(
-            type(size) is int and size > 0 for size in self.input_shape
-        ):
-            raise ValueError(
-                "`input_shape` must be (height, width, channels), positive integers. "
-                f"Received: {self.input_shape}"
-            )
+        check_statistics(self.mean, self.std, self.input_shape[-1])
         if self.deterministic and self.rand_augment_layers:
             raise ValueError(
                 "keras-cv's RandAugment does not repeat bit for bit: with `deterministic` set "

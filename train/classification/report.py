@@ -54,6 +54,7 @@ def write_results(run, workdir, findings=()):
         "epochs": run.recipe.epochs,
         "parameters": counted["parameters"],
         "macs": counted["macs"],
+        "preprocessing": model.preprocessing.to_config(),
         "seconds": round(float(run.train_seconds.numpy()), 1),
         "weights_sha256": weights_sha256(model),
     }

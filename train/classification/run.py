@@ -100,21 +100,19 @@ def configure(recipe):
 
 def check_channels(recipe, data):
     """Raises `ValueError` unless the images have the channels that the model takes."""
-    channels = recipe.input_shape[-1]
+    shape, channels = list(recipe.input_shape), recipe.input_shape[-1]
     images = getattr(data.train, "images", None)
     if images is not None and images.shape[-1] != channels:
         raise ValueError(
             f"`input_shape` must have the images' {images.shape[-1]} channels. "
-            f"Received: input_shape={recipe.input_shape}"
+            f"Received: input_shape={shape}"
         )
     if images is None and channels not in (1, 3):
         raise ValueError(
-            f"Image files are read with 1 or 3 channels. Received: input_shape={recipe.input_shape}"
+            f"Image files are read with 1 or 3 channels. Received: input_shape={shape}"
         )
     if recipe.rand_augment_layers and channels != 3:
-        raise ValueError(
-            f"RandAugment needs 3 channels. Received: input_shape={recipe.input_shape}"
-        )
+        raise ValueError(f"RandAugment needs 3 channels. Received: input_shape={shape}")
 
 
 class ClassificationRun(Run):

@@ -76,7 +76,8 @@ def _find_shards(root, prefixes):
                 )
             return tuple(files)
     expected = " or ".join(f"{root}/{prefix}-00000-of-*****" for prefix in prefixes)
-    raise FileNotFoundError(f"No TFRecords found. Expected {expected}")
+    found = "No TFRecords found" if tf.io.gfile.exists(str(root)) else f"{root} does not exist"
+    raise FileNotFoundError(f"{found}. Expected {expected}")
 
 
 def _class_names_file(path, num_classes):

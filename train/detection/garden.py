@@ -10,6 +10,7 @@ from official.vision.tasks import maskrcnn as maskrcnn_task
 from official.vision.tasks import retinanet as retinanet_task
 
 from dgnet_keras import convert, detection
+from train.recipes import shown
 
 # `tf.image.combined_non_max_suppression`, on the CPU also where there is a GPU. Model Garden's
 # default "v2" finds the same (same figures on 32 COCO images) and takes 50 times as long on a CPU
@@ -62,7 +63,7 @@ def experiment(recipe, train, validation, num_classes):
         raise ValueError(
             "`garden` sets what stands under `task` in Model Garden's experiment, but for "
             f"{', '.join(EVALUATION)}; loop and optimizer are set by the recipe's own keys. "
-            f"Received: {recipe.garden}"
+            f"Received: {shown(recipe.garden)}"
         )
     _check_kinds(task, config.task, "task")
     try:
@@ -83,7 +84,7 @@ def _check_kinds(settings, config, place):
             continue
         wanted, said = found[0]
         if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(before, bool):
-            raise ValueError(f"`garden`: {where} must be {said}. Received: {value!r}")
+            raise ValueError(f"`garden`: {where} must be {said}. Received: {shown(value)}")
         if wanted is dict:
             _check_kinds(value, before, where)
 

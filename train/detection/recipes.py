@@ -14,6 +14,7 @@ from train.recipes import (
     Seed,
     Share,
     Whole,
+    shown,
 )
 
 
@@ -27,7 +28,7 @@ class DetectionRecipe(CheckedRecipe):
         detector: `"fasterrcnn"`, `"maskrcnn"` or `"retinanet"`, each with a feature pyramid
             network.
         model: the backbone, a variant of `dgnet_keras.list_variants()`.
-        image_size: (height, width) in pixels that images are resized to, aspect ratio kept, and
+        image_size: [height, width] in pixels that images are resized to, aspect ratio kept, and
             padded to; multiples of 2^max_level.
         epochs: passes over the training images.
         batch_size: global: images an update, over all replicas.
@@ -50,7 +51,7 @@ class DetectionRecipe(CheckedRecipe):
         synchronized_norm: whether batch normalisation takes its statistics over all replicas.
         norm_momentum: of the moving statistics of batch normalisation.
         random_flip: whether training images are mirrored at random.
-        scale_range: (least, greatest) factor that training images are resized by at random.
+        scale_range: [least, greatest] factor that training images are resized by at random.
         min_level: finest level of the feature pyramid; its stride is 2^level.
         max_level: coarsest level.
         fpn_filters: channels of the feature pyramid and of the heads.
@@ -72,7 +73,7 @@ class DetectionRecipe(CheckedRecipe):
 
     detector: typing.Literal["fasterrcnn", "maskrcnn", "retinanet"]
     model: str
-    image_size: tuple[int, int]
+    image_size: tuple[Count, Count]
     epochs: Count
     batch_size: Count = 16
     seed: Seed = 0
@@ -86,7 +87,7 @@ class DetectionRecipe(CheckedRecipe):
     router_lr_multiplier: Amount = 0.1
     momentum: Share = 0.9
     warmup_steps: Whole = 500
-    decay_epochs: tuple[int, ...] = ()
+    decay_epochs: tuple[Count, ...] = ()
     weight_decay: Amount = 1e-4
     clip_norm: ClipNorm = None
     freeze_backbone: bool = False
@@ -112,24 +113,18 @@ class DetectionRecipe(CheckedRecipe):
         super().__post_init__()
         Interval(f"[{self.min_level}, inf)").check("max_level", self.max_level)
         stride = 2**self.max_level
-        sizes_ok = all(type(s) is int and s > 0 and s % stride == 0 for s in self.image_size)
-        if len(self.image_size) != 2 or not sizes_ok:
+        if any(size % stride for size in self.image_size):
             raise ValueError(
-                f"`image_size` must be (height, width), multiples of 2^max_level = {stride}. "
-                f"Received: {self.image_size}"
+                f"`image_size` must be [height, width], multiples of 2^max_level = {stride}. "
+                f"Received: {shown(self.image_size)}"
             )
-        numbers = all(isinstance(s, int | float) for s in self.scale_range)
-        numbers = numbers and len(self.scale_range) == 2
-        if not numbers or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
+        if not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise ValueError(
-                "`scale_range` must be (least, greatest), positive and finite. "
-                f"Received: {self.scale_range}"
+                "`scale_range` must be [least, greatest], positive and finite. "
+                f"Received: {shown(self.scale_range)}"
             )
-        integers = all(type(e) is int and e > 0 for e in self.decay_epochs)
-        if not integers or list(self.decay_epochs) != sorted(set(self.decay_epochs)):
-            raise ValueError(
-                f"`decay_epochs` must be positive integers, rising. Received: {self.decay_epochs}"
-            )
+        if list(self.decay_epochs) != sorted(set(self.decay_epochs)):
+            raise ValueError(f"`decay_epochs` must rise. Received: {shown(self.decay_epochs)}")
 
 
 _COCO = DetectionRecipe(

@@ -52,6 +52,23 @@ def test_the_saved_model_is_the_trained_one(classified):
     np.testing.assert_allclose(answer, logits, rtol=1e-3, atol=1e-3)
 
 
+def test_mean_and_deviation_of_the_recipe_reach_everything(classified):
+    recipe, workdir, results = classified
+    assert (recipe.mean, recipe.std) == ((0.25,), (0.4,))
+    test = datasets.load_data(recipe).test
+    inputs = (test.images.astype("float32") / 255 - 0.25) / 0.4
+    model = keras.saving.load_model(workdir / "model.keras")
+    logits = model.predict(inputs, verbose=0)
+    assert np.mean(logits.argmax(1) == test.labels) == pytest.approx(results["test_accuracy"])
+    np.testing.assert_allclose(model.preprocessing(test.images), inputs, rtol=1e-5, atol=1e-6)
+    served = tf.saved_model.load(str(workdir / "export" / "1")).signatures["serving_default"]
+    answer = served(tf.constant(test.images))["logits"]
+    np.testing.assert_allclose(answer, logits, rtol=1e-3, atol=1e-3)
+    card = json.loads((workdir / "export" / "1" / "model_card.json").read_text())
+    for found in (card["preprocessing"], results["preprocessing"]):
+        assert (found["mean"], found["std"]) == ([0.25] * 3, [0.4] * 3)
+
+
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
     """Workdir and results of a static run that is evaluated every second epoch, on validation."""

@@ -11,9 +11,12 @@ from train import coco
         ("image_size=[100,128]", "multiples of 2^max_level = 64"),
         ("detector=yolo", "fasterrcnn"),
         ("scale_range=[2,1]", "least, greatest"),
-        ("decay_epochs=[8,3]", "rising"),
-        ('decay_epochs=["a"]', "rising"),
-        ('scale_range=["a","b"]', "least, greatest"),
+        ("decay_epochs=[8,3]", "rise"),
+        ("decay_epochs=[8,3]", "Received: [8, 3]"),
+        ('decay_epochs=["a"]', '`decay_epochs[0]` must be of type int. Received: "a"'),
+        ('scale_range=["a","b"]', '`scale_range[0]` must be of type float. Received: "a"'),
+        ("scale_range=[1]", "must be of type [float, float]. Received: [1]"),
+        ("image_size=[64,100]", "[height, width], multiples of 2^max_level = 64. Received: [64, 1"),
         ("scale_range=[0.5,Infinity]", "finite"),
         ("scale_range=[NaN,1]", "finite"),
         ("learning_rate=NaN", "learning_rate"),
@@ -29,6 +32,12 @@ def test_mistakes_in_a_recipe_are_named(item, message):
     with pytest.raises(SystemExit) as error:
         coco.main(["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", item])
     assert message in str(error.value)
+
+
+def test_data_that_do_not_exist_are_named():
+    line = ["--config", "coco_tiny_retinanet", "--workdir", "x", "--data-dir", "/nowhere"]
+    with pytest.raises(SystemExit, match="--data-dir /nowhere does not exist"):
+        coco.main(line)
 
 
 def test_a_number_of_pictures_below_none_is_refused(tmp_path):

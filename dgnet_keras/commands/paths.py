@@ -1,0 +1,24 @@
+"""Paths that a command is given, and that are not there."""
+
+import itertools
+import pathlib
+
+from dgnet_keras.checks import closest
+
+
+def existing(path):
+    """The path as a `pathlib.Path`.
+
+    Raises:
+        FileNotFoundError: if nothing is there; the message names what is, under a similar name.
+    """
+    path = pathlib.Path(path)
+    if path.exists():
+        return path
+    if path.is_symlink():
+        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which does not exist")
+    missing = next((p for p in reversed(path.parents) if not p.exists()), path)
+    inside = itertools.islice(missing.parent.iterdir(), 1000) if missing.parent.is_dir() else ()
+    hint = closest(missing, (missing.with_name(p.name) for p in inside))
+    reason = "" if missing == path else f": there is no {missing}"
+    raise FileNotFoundError(f"{path} does not exist{reason}.{hint}")
