@@ -13,7 +13,7 @@ from train.detection import garden
 from train.detection.data import load_data
 from train.detection.evaluator import Evaluator
 from train.detection.export import draw_predictions, export_detector
-from train.detection.report import write_results
+from train.detection.report import classes_table, write_results
 from train.loop import Run
 from train.session import Session
 from train.strategies import averaging, is_chief, one_device
@@ -96,7 +96,9 @@ def train(
                 results = write_results(run, session.workdir)
             if visualize:
                 draw_predictions(run, session.workdir / "visualizations", visualize)
-    session.show(results)
+    session.show({name: value for name, value in results.items() if name != "classes"})
+    if results.get("classes"):  # a run of an earlier version has none
+        session.console.print(classes_table(results["classes"]))
     return results
 
 
@@ -208,9 +210,9 @@ class DetectionRun(Run):
         return {key: sum(loop[key] for loop in loops) / len(loops) for key in loops[0]}
 
     def _evaluate_epoch(self):
-        """Leaves the detections behind the figures in `detections.json`."""
+        """Adds the figures of each class; leaves the detections behind in `detections.json`."""
         figures = self.evaluate()
+        found = self.task.evaluator
         if is_chief(self.strategy):
-            detections = self.task.evaluator.detections
-            write_json(self.workdir / "detections.json", detections, indent=None)
-        return figures
+            write_json(self.workdir / "detections.json", found.detections, indent=None)
+        return {**figures, "classes": found.classes}

@@ -78,6 +78,9 @@ def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, sc
         run.summarize()
         expected = [results[prefix + name] for name in BOX_FIGURES]
         np.testing.assert_allclose(expected, run.stats, atol=1e-12)
+        with_objects = [row for row in results["classes"] if row["objects"]]
+        mean = np.mean([row[f"{prefix}AP"] for row in with_objects])
+        np.testing.assert_allclose(results[f"{prefix}AP"], mean, atol=1e-12)
 
 
 def test_a_finished_run_is_reported_again_and_another_recipe_refused(finished, scenes):
