@@ -3,11 +3,14 @@
 import contextlib
 import io
 import json
+import time
 
 import tensorflow as tf
 from official.vision.evaluation import coco_evaluator, coco_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from train.pace import HEARD_SECONDS, TimeLeft
 
 BOX_FIGURES = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -24,18 +27,20 @@ class Evaluator(coco_evaluator.COCOEvaluator):
     Args:
         split: a `CocoSplit`.
         masks: whether masks are evaluated too.
+        on_images: called every `train.pace.HEARD_SECONDS` with the number of images that have been
+            seen, and a text about the time left.
 
     Attributes:
         detections: behind the figures of the last evaluation, in COCO's result format.
         classes: its `class_figures`.
     """
 
-    def __init__(self, split, masks=False):
+    def __init__(self, split, masks=False, on_images=lambda images, left: None):
+        self._split = split
         super().__init__(annotation_file=None, include_mask=masks)
         self._annotation_file = "of the split"  # so that no ground truth is collected
-        self._split = split
         self._masks = masks
-        self._seen = set()
+        self._on_images = on_images
         self.detections = []
         self.classes = []
 
@@ -48,6 +53,8 @@ class Evaluator(coco_evaluator.COCOEvaluator):
         """Forgets all predictions."""
         super().reset_states()
         self._seen = set()
+        self._told = time.monotonic()
+        self._time_left = TimeLeft(self.image_count)
 
     def update_state(self, groundtruths, predictions):
         """Takes a batch's predictions; of an image that came before they are left out."""
@@ -58,6 +65,11 @@ class Evaluator(coco_evaluator.COCOEvaluator):
         self._seen.update(ids)
         if new:
             super().update_state({}, {k: tf.gather(v, new) for k, v in whole.items()})
+        now = time.monotonic()
+        left = self._time_left(len(self._seen), now)
+        if now - self._told >= HEARD_SECONDS:
+            self._told = now
+            self._on_images(len(self._seen), left)
 
     def evaluate(self):
         """Figures of `coco_figures`; what is behind them is kept in `detections` and `classes`."""

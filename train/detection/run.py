@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_trainer
@@ -127,6 +128,8 @@ class DetectionRun(Run):
         ValueError: also if the recipe does not make a model.
     """
 
+    loss_name = "training_loss"
+
     def __init__(self, recipe, data, strategy, init_from=None):
         super().__init__(recipe, data, strategy, init_from)
         self.steps_per_epoch = garden.steps_per_epoch(recipe, data.train_records)
@@ -136,7 +139,9 @@ class DetectionRun(Run):
             data.validation_records,
             num_classes=len(data.train.category_ids) + 1,
         )
-        coco = Evaluator(data.validation, recipe.detector == "maskrcnn")
+        coco = Evaluator(
+            data.validation, recipe.detector == "maskrcnn", on_images=self._tell_evaluated
+        )
         self.task = garden.make_task(self.params, coco)
         tf_keras.utils.set_random_seed(recipe.seed)
         with strategy.scope():
@@ -207,7 +212,16 @@ class DetectionRun(Run):
         super()._after_loop(output)
 
     def _mean_of_loops(self, loops):
-        return {key: sum(loop[key] for loop in loops) / len(loops) for key in loops[0]}
+        """Means over the steps of an epoch."""
+        steps = [count for count, _ in loops]
+        return {
+            key: float(np.average([metrics[key] for _, metrics in loops], weights=steps))
+            for key in loops[0][1]
+        }
+
+    def _tell_evaluated(self, images, left):
+        total = len(self.data.validation.images)
+        self._tell(f"{images} of {total} images evaluated{left}")
 
     def _evaluate_epoch(self):
         """Adds the figures of each class; leaves the detections behind in `detections.json`."""

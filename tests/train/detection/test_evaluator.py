@@ -1,4 +1,5 @@
 import json
+import types
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def test_each_class_has_its_own_figures():
             (12, [0, 0, 62, 50], 0.9),
         )
     ]
-    rows = json.loads(json.dumps(class_figures(coco_evaluations(real, found))))
+    rows = class_figures(coco_evaluations(real, found))
+    rows = json.loads(json.dumps(rows))  # as runs keep them
     assert rows == [
         {"id": 4, "name": "a", "objects": 2, "AP": close(51 / 101), "AP50": close(51 / 101)},
         {"id": 9, "name": "b", "objects": 2, "AP": close(51 / 202), "AP50": close(51 / 202)},
@@ -102,21 +104,41 @@ def test_the_size_of_a_mask_is_its_area_not_its_boxs():
     assert row["AP"] == figures["AP"]
 
 
-def test_predictions_become_cocos_results():
-    """Labels become category ids, boxes pixels of the image as it was; padding is left out.
+def split_of(images):
+    return CocoSplit(None, images, truth([], images=images), [], (None, 4), ("?", "a"), [])
 
-    Replicas may be given an image again, to fill their last batch: it counts once.
-    """
-    split = CocoSplit(None, [], truth([], images=(7,)), [], (None, 4), ("?", "a"), [])
-    evaluator = Evaluator(split)
-    predictions = {
-        "source_id": tf.constant([7]),
+
+def predictions_of(image):
+    """A box of each label, and padding."""
+    return {
+        "source_id": tf.constant([image]),
         "num_detections": tf.constant([3]),
         "detection_boxes": tf.constant([[[10.0, 20, 30, 60], [0, 0, 9, 9], [0, 0, 0, 0]]]),
         "detection_scores": tf.constant([[0.9, 0.5, 0.0]]),
         "detection_classes": tf.constant([[2, 1, 0]]),
         "image_info": tf.constant([[[50.0, 80], [100, 160], [2, 2], [0, 0]]]),
     }
+
+
+def test_an_evaluation_says_how_far_it_is(monkeypatch):
+    """An image in 8 s: a word after the third and the sixth, at most every 20 s."""
+    clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(evaluator, "time", clock)
+    told = []
+    found = Evaluator(split_of(range(1, 9)), on_images=lambda *said: told.append(said))
+    for image in range(1, 9):
+        clock.now += 8
+        found.update_state({}, predictions_of(image))
+    assert told == [(3, ", 0:00:40 left"), (6, ", 0:00:16 left")]
+
+
+def test_predictions_become_cocos_results():
+    """Labels become category ids, boxes pixels of the image as it was; padding is left out.
+
+    Replicas may be given an image again, to fill their last batch: it counts once.
+    """
+    evaluator = Evaluator(split_of(images=(7,)))
+    predictions = predictions_of(7)
     evaluator.update_state({}, {name: (value, value) for name, value in predictions.items()})
     evaluator.update_state({}, predictions)
     evaluator.evaluate()
