@@ -139,7 +139,7 @@ def epoch_progress(console):
 def results_table(results, workdir):
     """A table of `results.json`."""
     table = Table(title=f"Run in {workdir}", show_header=False)
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in results.items():
         if name == "skipped_images":
