@@ -116,9 +116,9 @@ def plot(groups):
     Returns:
         A matplotlib `Figure`.
     """
-    from matplotlib.figure import Figure
+    from dgnet_keras.drawing import new_figure
 
-    figure = Figure(figsize=(1.5 + 4.2 * len(groups), 3.6), layout="constrained")
+    figure = new_figure(1.5 + 4.2 * len(groups), 3.6)
     for axis, (title, rows) in zip(
         figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
     ):

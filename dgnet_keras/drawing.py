@@ -12,16 +12,17 @@ from dgnet_keras.edge_statistics import edges_of, used_nodes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
+    from dgnet_keras.figure import Figure
 
 WEIGHT_COLORS = "viridis"
 RATE_COLORS = "Blues"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, which no window shows."""
-    from matplotlib.figure import Figure
+    """An empty figure of this size in inches, which notebooks show and no window does."""
+    from dgnet_keras.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 

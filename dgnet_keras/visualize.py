@@ -1,8 +1,8 @@
 """Pictures of connectivity. Needs matplotlib (extra `notebooks` or `train`).
 
 Every function takes the adjacency of a set of images, as `dgnet_keras.adjacency` returns it, and
-returns a matplotlib `Figure`; save it with `figure.savefig(path)`. What the pictures show is
-computed by `dgnet_keras.connectivity`.
+returns a matplotlib `Figure`. Notebooks show it; elsewhere, save it with `figure.savefig(path)`.
+What the pictures show is computed by `dgnet_keras.connectivity`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ def test_the_notebook_runs_from_a_clean_kernel(path, tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_notebook_is_saved_with_its_outputs(path):
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs)
+    data = [o.data for c in cells for o in c.outputs if "data" in o]
+    assert any("image/png" in shown for shown in data)
+    figures = [shown for shown in data if shown.get("text/plain", "").startswith("<Figure ")]
+    assert all("image/png" in figure for figure in figures)
     assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
 

@@ -2,7 +2,9 @@ import io
 
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from dgnet_keras import visualize
 
@@ -102,6 +104,20 @@ def test_macs_are_a_share_of_the_whole_graph():
     assert figure.axes[0].get_title() == "mean 86.67 % of 100 MACs"
     bars = [bar for bar in figure.axes[0].patches if bar.get_height()]
     assert [bar.get_height() for bar in bars] == [1, 2]
+
+
+def test_notebooks_show_figures_without_pyplot(adjacency, pictures):
+    """IPython itself knows nothing of matplotlib, until pyplot is used in it."""
+    for figure in (
+        visualize.plot_adjacency_by_class(adjacency, [0, 1] * 3),
+        visualize.plot_detections(pictures[0], []),
+    ):
+        shown, _ = DisplayFormatter().format(figure)
+        with Image.open(io.BytesIO(shown["image/png"])) as png:
+            picture = np.asarray(png.convert("L"))
+        assert min(picture.shape) > 150
+        assert np.ptp(picture) > 100
+        assert shown["text/plain"].startswith("<Figure size ")
 
 
 def seen(figure):

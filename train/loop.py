@@ -12,6 +12,7 @@ import orbit
 import tensorflow as tf
 
 from train.checkpoints import Checkpoints
+from train.pace import LoopLength, TimeLeft
 from train.strategies import agreement, is_chief
 from train.workdir import own_folder, read_json, write_json
 
@@ -38,14 +39,18 @@ class Run(abc.ABC):
     Attributes:
         checkpoint_epochs: epochs between two checkpoints.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 is none.
+        loss_name: of the loss among the metrics of a loop.
         history: rows of `history.json`, a dict for each epoch that was evaluated.
         train_seconds: `tf.Variable`, time spent in training steps, interruptions left out.
         stop_requested: set to True, the run stops after the loop at hand.
+        progress: a line about how far the run is, which is also printed.
         warnings: sentences about what was found in the workdir.
 
     Raises:
         ValueError: if the replicas and parts do not divide the batch.
     """
+
+    loss_name = "loss"
 
     def __init__(self, recipe, data, strategy, init_from, accumulation_steps=1):
         replicas, parts = strategy.num_replicas_in_sync, accumulation_steps
@@ -63,9 +68,12 @@ class Run(abc.ABC):
         self.checkpoint_steps = 0
         self.train_seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self.stop_requested = False
+        self.progress = ""
         self.warnings = []
         self._on_loop = lambda step: None
+        self._time_left = lambda step, now: ""
         self._any_worker = agreement(strategy)
+        self._loop_length = LoopLength(recipe.steps_per_loop, self._any_worker)
 
     @property
     def step(self):
@@ -96,7 +104,11 @@ class Run(abc.ABC):
 
     @abc.abstractmethod
     def _mean_of_loops(self, loops):
-        """What the history says of the training of an epoch, from the metrics of its loops."""
+        """What the history says of the training of an epoch.
+
+        Args:
+            loops: pairs of the number of steps of a loop and its metrics.
+        """
 
     def _evaluate_epoch(self):
         """Figures of the history's row; also leaves in the workdir what goes with them."""
@@ -136,7 +148,7 @@ class Run(abc.ABC):
             trainer=trainer,
             evaluator=self.evaluator,
             strategy=self.strategy,
-            steps_per_loop=self.recipe.steps_per_loop,
+            steps_per_loop=lambda step: self._loop_length.steps,
             summary_interval=self.recipe.steps_per_loop,
             summary_dir=str(self.own / "tensorboard"),
             train_actions=[self._after_loop],
@@ -146,7 +158,8 @@ class Run(abc.ABC):
         """Trains to the end of the recipe, from wherever the restored run is.
 
         Args:
-            on_loop: called with the step after every `recipe.steps_per_loop` steps.
+            on_loop: called with the step whenever `progress` is new, after at most
+                `recipe.steps_per_loop` steps.
 
         Yields:
             After each epoch that is evaluated (see `recipe.evaluation_epochs`), its row of
@@ -158,6 +171,7 @@ class Run(abc.ABC):
             OSError: if a checkpoint could not be written.
         """
         self._on_loop = on_loop
+        self._time_left = TimeLeft(self.total_steps)
         evaluated = self.history[-1]["step"] if self.history else 0
         if self.step > evaluated and self._ends(self.recipe.evaluation_epochs):
             yield self._end_epoch({})  # stopped between checkpoint and evaluation
@@ -186,7 +200,7 @@ class Run(abc.ABC):
                 self.save()
 
     def _train_loops(self, target):
-        self._clock = time.monotonic()
+        self._clock, self._step_before = time.monotonic(), self.step
         try:
             self._controller.train(target, checkpoint_at_completion=False)
         except RunStopped:
@@ -196,13 +210,22 @@ class Run(abc.ABC):
             raise FloatingPointError(f"{error}\n{self._last_good()}") from error
 
     def _after_loop(self, output):
-        now = time.monotonic()
+        now, step = time.monotonic(), self.step
         self.train_seconds.assign_add(now - self._clock)
-        self._clock = now
-        self._loops.append({k: float(v) for k, v in output.items()})
-        self._on_loop(self.step)
+        self._loop_length.took(now - self._clock)
+        metrics = {k: float(v) for k, v in output.items()}
+        self._loops.append((step - self._step_before, metrics))
+        self._clock, self._step_before = now, step
+        left = self._time_left(step, now)
+        self._tell(f"loss {metrics[self.loss_name]:.4f}{left}")
         if self._any_worker(self.stop_requested) and self.step < self.total_steps:
             raise RunStopped
+
+    def _tell(self, text):
+        """Says how far the run is: in the log, and to who called `train_epochs`."""
+        self.progress = f"step {self.step}/{self.total_steps}, {text}"
+        print(self.progress)
+        self._on_loop(self.step)
 
     def save(self):
         """Saves a checkpoint, unless a weight is not finite."""
@@ -242,6 +265,6 @@ class Run(abc.ABC):
 
 @contextlib.contextmanager
 def orbit_log(path):
-    """Sends what Orbit prints (a line a loop) to a log file, and leaves the terminal alone."""
+    """Sends what Orbit prints (some lines a loop) to a log file, and leaves the terminal alone."""
     with open(path, "a", buffering=1) as log, contextlib.redirect_stdout(log):
         yield

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import signal
 import sys
+import time
 
 from rich import progress
 from rich.console import Console
@@ -16,6 +18,7 @@ from train.strategies import is_chief, make_strategy
 from train.workdir import check_workdir, read_json, write_json
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LINE_SECONDS = 60
 
 
 class Session:
@@ -69,13 +72,13 @@ class Session:
             write_json(self.workdir / "config.json", self.config)
         with (
             orbit_log(run.own / "train.log"),
-            epoch_progress(self.console) as on_loop,
+            epoch_progress(self.console) as move,
             stop_signals(run, self.console),
         ):
             for warning in run.warnings:
                 self.console.print(warning, style="yellow")
-            on_loop(run.step, run.total_steps)
-            yield run.train_epochs(on_loop)
+            move(run.step, run.total_steps)
+            yield run.train_epochs(lambda step: move(step, line=run.progress))
 
     def show(self, results):
         """Prints the table of `results.json`."""
@@ -106,11 +109,20 @@ def stop_signals(run, console):
 
 @contextlib.contextmanager
 def epoch_progress(console):
-    """A progress bar over the steps of a run.
+    """A progress bar over the steps of a run; in a file, where no bar moves, a line a minute.
 
     Yields:
-        Function of (step, total steps or None) that moves the bar.
+        Function of (step, total steps or None, line) that moves the bar.
     """
+    has_bar, printed = console.is_terminal or console.is_jupyter, -math.inf
+
+    def move(step, total=None, line=""):
+        nonlocal printed
+        bar.update(task, completed=step, total=total)
+        if line and not has_bar and time.monotonic() - printed >= LINE_SECONDS:
+            printed = time.monotonic()
+            console.print(line)
+
     columns = (
         progress.TextColumn("training"),
         progress.BarColumn(),
@@ -122,13 +134,13 @@ def epoch_progress(console):
     )
     with progress.Progress(*columns, console=console, redirect_stdout=False) as bar:
         task = bar.add_task("training")
-        yield lambda step, total=None: bar.update(task, completed=step, total=total)
+        yield move
 
 
 def results_table(results, workdir):
     """A table of `results.json`."""
     table = Table(title=f"Run in {workdir}", show_header=False)
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name, value in results.items():
         if name == "skipped_images":

@@ -1,7 +1,5 @@
 """python -m dgnet_keras export MODEL DIRECTORY: a SavedModel for TensorFlow Serving."""
 
-import pathlib
-
 from dgnet_keras.commands.models import class_names, load_model, read_lines, run_record
 from dgnet_keras.commands.paths import existing
 
@@ -29,12 +27,19 @@ def add_parsers(commands):
         metavar=("HEIGHT", "WIDTH"),
         help="pixels that the model computes at; by default those it was made for",
     )
+    export.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="export although the newest version in DIRECTORY has other labels, image size or "
+        "channels, or is another kind of model",
+    )
     export.set_defaults(run=export_command)
 
 
 def export_command(args):
     """Exports a model, and prints where."""
     from dgnet_keras.serving.export import training_record, write_saved_model
+    from dgnet_keras.serving.versions import version_numbers
 
     named = read_lines(existing(args.labels)) if args.labels else None
     model = load_model(args.model)
@@ -42,8 +47,7 @@ def export_command(args):
     labels = named or class_names(config)
     version = args.version
     if version is None:
-        folders = pathlib.Path(args.directory).glob("[0-9]*")
-        version = max([0, *(int(path.name) for path in folders if path.name.isdecimal())]) + 1
+        version = max(version_numbers(args.directory), default=0) + 1
     target = write_saved_model(
         model,
         args.directory,
@@ -51,5 +55,6 @@ def export_command(args):
         labels=labels,
         image_size=args.image_size,
         training=training_record(config, results) if config or results else None,
+        refuse_changes=not args.allow_changes,
     )
     print(target)

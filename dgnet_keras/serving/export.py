@@ -21,11 +21,10 @@ from dgnet_keras.complexity import count_macs
 from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
+from dgnet_keras.serving.versions import CARD, LABELS, version_changes
 from dgnet_keras.user_warnings import warn
 from dgnet_keras.version import __version__
 
-LABELS = "labels.txt"
-CARD = "model_card.json"
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 
 
@@ -72,6 +71,10 @@ def export_saved_model(
     Returns:
         `pathlib.Path` of the version's folder.
 
+    Warns:
+        UserWarning: if the newest version in the folder is of another kind of model, or has other
+            labels, image size or channels: a server would go over to this one all the same.
+
     Raises:
         FileExistsError: if the version exists.
         ValueError: if the model is not a classifier, has weights that are NaN or infinite, or
@@ -90,16 +93,18 @@ def write_saved_model(
     labels: Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
     training: dict[str, Any] | None = None,
+    refuse_changes: bool = False,
 ) -> pathlib.Path:
     """As `export_saved_model`, with what is known of the training in the model card.
 
     Args:
-        model: as there, like all arguments but the last.
+        model: as there, like all arguments but the last two.
         directory: as there.
         version: as there.
         labels: as there.
         image_size: as there.
         training: see `training_record`; None where nothing is known.
+        refuse_changes: whether there is a `ValueError` in place of the warning.
     """
     preprocessing = _check(model, version, labels, image_size)
     labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
@@ -108,6 +113,12 @@ def write_saved_model(
         raise ValueError(f"`labels` must be of one line each, not empty. Received: {broken[0]!r}")
     target = pathlib.Path(usable_path("`directory`", directory)) / str(version)
     with atomic_directory(target) as scratch:
+        sizes = {"image_size": preprocessing.image_size, "channels": model.input_shape[-1]}
+        changed = version_changes(directory, labels, **sizes)
+        if changed and refuse_changes:
+            raise ValueError(changed)
+        if changed:
+            warn(changed)
         module = ServingModule(model, preprocessing, labels)
         signatures = module.signatures()
         with tempfile.TemporaryDirectory() as folder:

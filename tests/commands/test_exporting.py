@@ -15,7 +15,11 @@ def test_a_run_is_exported_with_its_classes_and_metrics(saved, served):
     (saved.parent / "config.json").write_text(json.dumps(config))
     (saved.parent / "results.json").write_text('{"test_accuracy": 0.5}')
     (served / "3").mkdir()  # of no export, and taken all the same
-    main(["export", str(saved.parent), str(served)])
+    with pytest.raises(SystemExit, match=r"1 does.*3 \(cat, dog, emu from 0 on\) there, 3 \(a, b"):
+        main(["export", str(saved.parent), str(served)])
+    assert not (served / "4").exists()
+    with pytest.warns(UserWarning, match="does not answer as"):
+        main(["export", str(saved.parent), str(served), "--allow-changes"])
     folder = served / "4"
     assert (folder / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
     card = json.loads((folder / "model_card.json").read_text())

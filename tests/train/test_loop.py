@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,20 @@ def test_an_evaluation_that_was_missed_is_made_up_for(classified, tmp_path):
     assert (row["epoch"], row["step"], row["examples"]) == (3, 132, 360)
     assert row["accuracy"] == pytest.approx(history[-1]["accuracy"])
     assert json.loads((tmp_path / "history.json").read_text()) == [*history[:2], row]
+
+
+@pytest.mark.xdist_group("classified")
+def test_the_log_says_how_far_the_run_is(classified):
+    """The first step alone, then at most the 10 of the recipe, and less at an epoch's end."""
+    _, workdir, _ = classified
+    lines = [x for x in (workdir / "train.log").read_text().splitlines() if x.startswith("step ")]
+    steps = [int(re.match(r"step (\d+)/132, loss \d+\.\d{4}", line)[1]) for line in lines]
+    assert (steps[0], steps[-1]) == (1, 132)
+    assert {44, 88} < set(steps)
+    assert max(np.diff(steps)) == 10
+    assert "left" not in lines[0]
+    assert all(re.search(r", \d:\d\d:\d\d left$", line) for line in lines[1:])
+    assert lines[-1].endswith("0:00:00 left")
 
 
 def test_a_run_that_diverges_stops_and_says_so(tmp_path):

@@ -77,7 +77,8 @@ class Recipe(CheckedRecipe):
         shuffle_buffer: records that are read and shuffled at a time (`"tfrecord"`, `"tfds:NAME"`).
         xla: whether accelerators compile with XLA; a CPU never does (3 to 4 times slower).
         evaluation_epochs: epochs between two evaluations; the last epoch is always evaluated.
-        steps_per_loop: steps between two updates of the progress bar and TensorBoard.
+        steps_per_loop: at most so many steps between two updates of the progress bar, the log and
+            TensorBoard; fewer where they take more than 20 seconds.
         checkpoint_epochs: epochs between two checkpoints.
         checkpoint_steps: steps between two checkpoints within an epoch; 0 is none.
         checkpoints_kept: how many of the newest checkpoints are kept.

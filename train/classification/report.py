@@ -170,10 +170,12 @@ def _decodable(split):
 
 
 def samples_table(rows):
-    """A table of `predict_samples`."""
-    table = Table(title="Held-out images, predicted from the SavedModel without Keras")
-    for column in ("image", "true", "predicted", "probability"):
-        table.add_column(column)
+    """A table of `predict_samples`; long names are wrapped, not cut."""
+    table = Table(title="Held-out images in samples/, predicted from the SavedModel without Keras")
+    for column in ("image", "true", "predicted"):
+        table.add_column(column, overflow="fold")
+    table.add_column("probability", justify="right")
     for row in rows:
-        table.add_row(row["file"], row["true"], row["label"], f"{row['probability']:.3f}")
+        name = pathlib.Path(row["file"]).name  # all are in one folder
+        table.add_row(name, row["true"], row["label"], f"{row['probability']:.3f}")
     return table

@@ -182,6 +182,7 @@ class ClassificationRun(Run):
 
     def _mean_of_loops(self, loops):
         """Mean loss, accuracy and images/s of the loops of an epoch, weighted by their examples."""
+        loops = [metrics for _, metrics in loops]
         weights = [loop["examples"] for loop in loops]
         seconds = sum(loop["examples"] / loop["images_per_second"] for loop in loops)
         return {

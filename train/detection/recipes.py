@@ -62,7 +62,8 @@ class DetectionRecipe(CheckedRecipe):
         num_sampled_rois: of these, used an image in training.
         max_detections: boxes an image at most.
         evaluation_epochs: epochs between two evaluations; the last epoch is always evaluated.
-        steps_per_loop: steps between two updates of the progress bar and TensorBoard.
+        steps_per_loop: at most so many steps between two updates of the progress bar, the log and
+            TensorBoard; fewer where they take more than 20 seconds.
         checkpoints_kept: how many of the newest checkpoints (one an epoch that is evaluated) are
             kept.
         garden: any other setting of the task in Model Garden's experiment, as nested dicts, such

@@ -1,6 +1,7 @@
 """What a finished detection run leaves in its workdir, and what it shows."""
 
 import numpy as np
+from rich.table import Table
 
 import dgnet_keras as dg
 from train.weights import variables_sha256
@@ -23,6 +24,7 @@ def write_results(run, workdir):
         "backbone_macs": counted["macs"],
         "seconds": round(float(run.train_seconds.numpy()), 1),
         "weights_sha256": variables_sha256(run.weights_by_name),
+        "classes": last.get("classes", []),
     }
     write_json(workdir / "results.json", results)
     return results
@@ -42,3 +44,16 @@ def plot_history(history, path):
     right.set(xlabel="epoch", title="validation", ylim=(0, None))
     right.legend()
     figure.savefig(path, dpi=130)
+
+
+def classes_table(classes):
+    """A table of the figures of each class, the best first; see `evaluator.class_figures`."""
+    table = Table(title="Classes of the validation images")
+    table.add_column("class", overflow="fold")
+    figures = [name for name in ("AP", "AP50", "mask_AP", "mask_AP50") if name in classes[0]]
+    for column in ("objects", *figures):
+        table.add_column(column, justify="right")
+    for row in sorted(classes, key=lambda row: -row["AP"]):
+        shown = [f"{row[name]:.4f}" if row[name] >= 0 else "-" for name in figures]
+        table.add_row(row["name"], f"{row['objects']:,}", *shown)
+    return table

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.core import base_trainer
@@ -13,7 +14,7 @@ from train.detection import garden
 from train.detection.data import load_data
 from train.detection.evaluator import Evaluator
 from train.detection.export import draw_predictions, export_detector
-from train.detection.report import write_results
+from train.detection.report import classes_table, write_results
 from train.loop import Run
 from train.session import Session
 from train.strategies import averaging, is_chief, one_device
@@ -96,7 +97,9 @@ def train(
                 results = write_results(run, session.workdir)
             if visualize:
                 draw_predictions(run, session.workdir / "visualizations", visualize)
-    session.show(results)
+    session.show({name: value for name, value in results.items() if name != "classes"})
+    if results.get("classes"):  # a run of an earlier version has none
+        session.console.print(classes_table(results["classes"]))
     return results
 
 
@@ -125,6 +128,8 @@ class DetectionRun(Run):
         ValueError: also if the recipe does not make a model.
     """
 
+    loss_name = "training_loss"
+
     def __init__(self, recipe, data, strategy, init_from=None):
         super().__init__(recipe, data, strategy, init_from)
         self.steps_per_epoch = garden.steps_per_epoch(recipe, data.train_records)
@@ -134,7 +139,9 @@ class DetectionRun(Run):
             data.validation_records,
             num_classes=len(data.train.category_ids) + 1,
         )
-        coco = Evaluator(data.validation, recipe.detector == "maskrcnn")
+        coco = Evaluator(
+            data.validation, recipe.detector == "maskrcnn", on_images=self._tell_evaluated
+        )
         self.task = garden.make_task(self.params, coco)
         tf_keras.utils.set_random_seed(recipe.seed)
         with strategy.scope():
@@ -205,12 +212,21 @@ class DetectionRun(Run):
         super()._after_loop(output)
 
     def _mean_of_loops(self, loops):
-        return {key: sum(loop[key] for loop in loops) / len(loops) for key in loops[0]}
+        """Means over the steps of an epoch."""
+        steps = [count for count, _ in loops]
+        return {
+            key: float(np.average([metrics[key] for _, metrics in loops], weights=steps))
+            for key in loops[0][1]
+        }
+
+    def _tell_evaluated(self, images, left):
+        total = len(self.data.validation.images)
+        self._tell(f"{images} of {total} images evaluated{left}")
 
     def _evaluate_epoch(self):
-        """Leaves the detections behind the figures in `detections.json`."""
+        """Adds the figures of each class; leaves the detections behind in `detections.json`."""
         figures = self.evaluate()
+        found = self.task.evaluator
         if is_chief(self.strategy):
-            detections = self.task.evaluator.detections
-            write_json(self.workdir / "detections.json", detections, indent=None)
-        return figures
+            write_json(self.workdir / "detections.json", found.detections, indent=None)
+        return {**figures, "classes": found.classes}

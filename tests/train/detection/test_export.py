@@ -62,6 +62,19 @@ def test_the_export_sees_pictures_upright(rng):
     np.testing.assert_array_equal(seen, tf.io.decode_png(shown_png(content)))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("coco_tiny_retinanet")
+def test_an_export_beside_that_of_other_classes_is_warned_of(restore_once, tmp_path, monkeypatch):
+    run = restore_once("coco_tiny_retinanet")
+    before = tmp_path / "1" / "assets" / "labels.txt"
+    before.parent.mkdir(parents=True)
+    before.write_text("0\n1\ntwo\n")
+    (tmp_path / "1" / "saved_model.pb").touch()
+    monkeypatch.setattr(export.export_saved_model_lib, "export_inference_graph", lambda **_: None)
+    with pytest.warns(UserWarning, match=r"1 does.*labels: 3 \(two from 2 on\) there, 10 \(2, 3"):
+        export.export_detector(run, tmp_path, version=2)
+
+
 def test_pictures_hold_one_image_at_a_time(data, tmp_path, monkeypatch):
     read = []
 

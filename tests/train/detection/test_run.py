@@ -53,6 +53,10 @@ def test_a_run_leaves_everything_behind(finished):
     for name in ("history.png", "visualizations/0.png", "export/1/saved_model.pb"):
         assert (workdir / name).stat().st_size > 0
     assert (workdir / "checkpoints" / "ckpt-6.index").exists()
+    lines = [x for x in (workdir / "train.log").read_text().splitlines() if x.startswith("step ")]
+    told = [line.split(",")[0] for line in lines if ", loss " in line]
+    assert told == [f"step {k}/6" for k in range(1, 7)]
+    assert lines[-1].endswith("0:00:00 left")
     assert tf_keras.mixed_precision.global_policy().name == "float32"
 
 
@@ -78,6 +82,15 @@ def test_figures_are_those_of_pycocotools_on_the_written_detections(finished, sc
         run.summarize()
         expected = [results[prefix + name] for name in BOX_FIGURES]
         np.testing.assert_allclose(expected, run.stats, atol=1e-12)
+        with_objects = [row for row in results["classes"] if row["objects"]]
+        mean = np.mean([row[f"{prefix}AP"] for row in with_objects])
+        np.testing.assert_allclose(results[f"{prefix}AP"], mean, atol=1e-12)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
+    """The loop that ends an epoch is shorter than the others."""
+    loops = [(3, {"training_loss": 4.0}), (1, {"training_loss": 2.0})]
+    assert DetectionRun._mean_of_loops(None, loops) == {"training_loss": 3.5}
 
 
 def test_a_finished_run_is_reported_again_and_another_recipe_refused(finished, scenes):
