@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from dgnet_keras.serving.export import atomic_directory
+from dgnet_keras.user_warnings import warn
 from train import coco
 from train.command_line import ending_clearly, explain
 from train.imagenet import main
@@ -59,6 +60,7 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
         ("train.imagenet", ["--set", "epoch=3"], "Unknown key 'epoch'. Did you mean 'epochs'"),
         ("train.imagenet", ["--set", "epochs=many"], '`epochs` must be of type int. Received: "ma'),
         ("train.imagenet", ["--set", "threshold=2"], "`threshold` must be in [0, edge_scale)"),
+        ("train.imagenet", ["--set", "dataset=folders"], "`dataset` must be one of digits, "),
         ("train.coco", ["--set", "image_size=[8]"], "`image_size` must be of type [int, int]"),
         ("train.coco", ["--set", "gate=closed"], "`gate` must be one of"),
         ("train.coco", ["--help"], "Keys of a recipe"),
@@ -115,6 +117,12 @@ def test_sigterm_leaves_nothing_half_written_before_training(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.code == 143
     assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_of_a_run_is_one_line(tmp_path, capsys):
+    with ending_clearly("train.coco", tmp_path):
+        warn("Look out.")
+    assert capsys.readouterr().err == "train.coco: warning: Look out.\n"
 
 
 def test_an_error_in_a_graph_is_explained_by_its_cause():

@@ -6,13 +6,11 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.checks import closest
 from dgnet_keras.paths import usable_path
 from train.classification.examples import ImageData, Records, Split
 from train.classification.folders import read_folder
 from train.classification.tfrecords import TEST_RECORDS, load_tfrecords
 
-KINDS = ("digits", "folder", "tfrecord", "tfds:NAME")
 HELD_OUT = 0.2
 
 
@@ -30,24 +28,19 @@ def load_data(recipe, data_dir=None):
 
     Raises:
         FileNotFoundError: if a folder or some shards are missing.
-        ValueError: for an unknown data set, a class folder without images, a test class that is
+        ValueError: for a class folder without images, a test class that is
             not in the training split, or a file that is not whole.
     """
     kind, _, name = recipe.dataset.partition(":")
     data_dir = data_dir and usable_path("--data-dir", data_dir, any_bytes=kind == "folder")
-    if kind == "digits" and not name:
+    if kind == "digits":
         data = _load_digits()
-    elif kind == "folder" and not name:
+    elif kind == "folder":
         data = _load_folder(data_dir)
-    elif kind == "tfrecord" and not name:
+    elif kind == "tfrecord":
         data = load_tfrecords(data_dir, recipe.num_classes, recipe.first_label)
-    elif kind == "tfds" and name:
-        data = _load_tfds(name, data_dir)
     else:
-        raise ValueError(
-            f"`dataset` must be one of {', '.join(KINDS)}.{closest(recipe.dataset, KINDS)} "
-            f"Received: {recipe.dataset!r}"
-        )
+        data = _load_tfds(name, data_dir)
     classes = len(data.class_names)
     if recipe.num_classes not in (None, classes):
         raise ValueError(

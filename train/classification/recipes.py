@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 import train.recipes
+from dgnet_keras.checks import closest
 from train.recipes import (
     Amount,
     CheckedRecipe,
@@ -18,7 +19,10 @@ from train.recipes import (
     Share,
     Whole,
     check_statistics,
+    shown,
 )
+
+DATASETS = ("digits", "folder", "tfrecord", "tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,12 @@ class Recipe(CheckedRecipe):
 
     def __post_init__(self):
         super().__post_init__()
+        kind, _, name = self.dataset.partition(":")
+        if self.dataset not in DATASETS[:-1] and not (kind == "tfds" and name):
+            raise ValueError(
+                f"`dataset` must be one of {', '.join(DATASETS)}.{closest(self.dataset, DATASETS)} "
+                f"Received: {shown(self.dataset)}"
+            )
         check_statistics(self.mean, self.std, self.input_shape[-1])
         if self.deterministic and self.rand_augment_layers:
             raise ValueError(
