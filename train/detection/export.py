@@ -5,7 +5,6 @@ Imports `train.detection.decoding`.
 
 import itertools
 import pathlib
-import warnings
 
 import keras
 import tensorflow as tf
@@ -15,6 +14,7 @@ from official.vision.serving import export_saved_model_lib
 from dgnet_keras.decoding import upright
 from dgnet_keras.serving import export
 from dgnet_keras.serving.versions import version_changes
+from dgnet_keras.user_warnings import warn
 from dgnet_keras.visualize import plot_detections
 from train.detection import decoding
 
@@ -65,7 +65,7 @@ def export_detector(run, directory, version=1):
     """
     changed = version_changes(directory, run.data.train.class_names)
     if changed:
-        warnings.warn(changed, stacklevel=2)
+        warn(changed)
     with export.atomic_directory(pathlib.Path(directory) / str(version)) as scratch:
         weights = tf.train.Checkpoint(model=run.model).write(str(scratch / "weights"))
         # A model that was never trained: Keras 2 would save its layers as they were called then.
