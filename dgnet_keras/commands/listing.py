@@ -106,7 +106,7 @@ def info_command(args):
     print(f"images: {' x '.join(map(str, model.input_shape[1:]))}, classes: {args.num_classes}")
     print(f"\n{'graph':<16}{'nodes':>6}{'edges':>7}   features (height x width x channels)")
     for stage in model.backbone.stages:
-        shape = " x ".join(map(str, stage.output[-1].shape[1:]))
+        shape = " x ".join(map(str, stage.output["features"].shape[1:]))
         for key, nodes, edges in stage.describe():
             print(f"{key:<16}{nodes:>6}{edges:>7}   {shape}")
     added = overhead(counted, model)

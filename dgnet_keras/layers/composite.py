@@ -67,6 +67,14 @@ def remade(layer: _Layer, change: Change) -> _Layer:
         return type(layer).from_config(changed(config_of(layer), change))
 
 
+def _with_change(layer, change):
+    try:
+        return remade(layer, change)
+    except NotImplementedError:  # it has no config; see `Made`
+        layer.trainable = changed({"trainable": layer.trainable}, change)["trainable"]
+        return layer
+
+
 def _without_seeds(config):
     """The config of a layer whose initializers, and those inside, have drawn no seeds."""
     if isinstance(config, dict):
@@ -86,7 +94,8 @@ class Made:
     """The layers that another one makes, and what was changed on them since.
 
     Changed means all that a layer's config holds: whether it is trainable, its dtype policy,
-    quantization, regularizers, constraints, initializers, rates, and the same of layers inside.
+    quantization, regularizers, constraints, initializers, rates, and the same of layers inside. Of
+    a layer of the user's that has no config it is `trainable`, where code makes that layer again.
 
     Args:
         changes: dict of a layer's key to the change of its config, as `changes` gave it; None
@@ -104,13 +113,21 @@ class Made:
         """Takes in a layer as it was made, not built; returns it, or one changed as was given."""
         key = layer.name if key is None else key
         try:
-            config = config_of(layer)
+            config = self._config(layer)
         except NotImplementedError:  # it is said when the model is saved, as Keras does
             config = {}
         if key in self._given:
-            layer = remade(layer, self._given[key])
+            layer = _with_change(layer, self._given[key])
         self._made[key] = layer, config if self._seeds else _without_seeds(config)
         return layer
+
+    def _config(self, layer):
+        try:
+            return config_of(layer)
+        except NotImplementedError:
+            if self._seeds:
+                raise
+            return {"trainable": layer.trainable}
 
     def expects(self, prefix: str) -> bool:
         """Whether a change was given for a key that begins so."""
@@ -135,7 +152,7 @@ class Made:
         if dtype is not None:
             now["dtype"] = _as_in_a_file(keras.dtype_policies.serialize(dtype))
         found = {
-            key: difference({**config, **now}, config_of(layer))
+            key: difference({**config, **now} if "dtype" in config else config, self._config(layer))
             for key, (layer, config) in self._made.items()
         }
         return {key: change for key, change in found.items() if change}

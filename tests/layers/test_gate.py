@@ -1,3 +1,5 @@
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -179,6 +181,9 @@ def test_a_registered_gate_gets_logits_and_training(gumbel, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(x), model(x))
+    stage._gates["1"].trainable = False  # the gate has no config
+    again = copy.deepcopy(model).get_layer("stage2")
+    assert [again._gates[key].trainable for key in ("1", "2", "3")] == [False, True, True]
 
 
 def test_a_registered_gate_is_trained_through_its_own_gradient(gumbel):
