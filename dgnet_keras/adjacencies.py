@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from dgnet_keras.checks import check_preprocessed
-from dgnet_keras.layers.composite import config_of
+from dgnet_keras.layers.composite import NO_CONFIG, config_of
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.graph import GraphStage
 
@@ -60,7 +60,7 @@ def connectivity_model(model: keras.Model) -> keras.Model | None:
         return None
     try:
         config = config_of(model)
-    except NotImplementedError:  # a block of the user's has none
+    except NO_CONFIG:  # of a block of the user's
         return _connectivity_model(model)
     if model not in _made or _made[model][0] != config:
         _made[model] = config, _connectivity_model(model)

@@ -33,7 +33,7 @@ def decode_image(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
 
     Args:
         encoded: scalar string.
-        channels: 1 or 3.
+        channels: 1, 3 or 4; with 4, of PNG files alone.
 
     Returns:
         uint8 (height, width, channels), turned as its `orientation` says.

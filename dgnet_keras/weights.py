@@ -5,6 +5,7 @@ that runs code.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -203,7 +204,12 @@ def _backbone_config(config):
 
 def _warn_of_another_network(model, path, config, is_routed):
     """Warns of what weights do not show, but what they were trained with."""
-    own = getattr(model, "backbone", model).get_config()
+    backbone = getattr(model, "backbone", model)
+    own = {
+        **backbone.graph_options.keywords(),
+        "preprocessing": backbone.preprocessing.to_config(),
+        "spec": dataclasses.asdict(backbone.spec),
+    }
     pixels = config.get("preprocessing", {}), own["preprocessing"]
     pairs = {f"preprocessing.{k}": [c.get(k) for c in pixels] for k in ("mean", "std")}
     specs = json.loads(json.dumps([config.get("spec", {}), own["spec"]]))  # tuples become lists

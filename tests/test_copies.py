@@ -245,6 +245,21 @@ def test_a_file_made_before_changes_were_kept_has_its_flags():
     assert [v.path for v in again.trainable_variables] == wanted == ["logits/kernel", "logits/bias"]
 
 
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_layer_made_untrainable_freezes_what_is_inside(is_copied):
+    blocks = [BasicBlock(4, trainable=name != "a", name=name) for name in "abc"]
+    stages = [
+        dg.layers.GraphStage(blocks, name="one"),
+        dg.layers.GraphStage([BasicBlock(8, strides=2, name="d")], trainable=False, name="two"),
+    ]
+    if is_copied:
+        stages = [type(stage).from_config(stage.get_config()) for stage in stages]
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, stages[1](stages[0](inputs)["features"])["features"])
+    trained = {v.path.split("/")[1] for v in model.trainable_variables}
+    assert trained == {"b", "c", "router_0", "router_1", "router_2"}
+
+
 def test_changes_of_layers_that_there_are_not_are_refused():
     config = create("resnet_cifar_chain", num_classes=None).get_config()
     config["changes"] = {"stage7": {"trainable": ["=", False]}}

@@ -94,6 +94,8 @@ def ending_clearly(name, workdir, extras="train"):
         from train.loop import RunStopped
     except ModuleNotFoundError as error:
         sys.exit(f"{name}: {error}. {install}")
+    except ImportError as error:  # such as for another backend of Keras
+        sys.exit(f"{name}: {error}")
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     try:
         with on_one_line(name):

@@ -149,7 +149,6 @@ class Run(abc.ABC):
             evaluator=self.evaluator,
             strategy=self.strategy,
             steps_per_loop=lambda step: self._loop_length.steps,
-            summary_interval=self.recipe.steps_per_loop,
             summary_dir=str(self.own / "tensorboard"),
             train_actions=[self._after_loop],
         )
@@ -212,7 +211,7 @@ class Run(abc.ABC):
     def _after_loop(self, output):
         now, step = time.monotonic(), self.step
         self.train_seconds.assign_add(now - self._clock)
-        self._loop_length.took(now - self._clock)
+        self._loop_length.took(now - self._clock, step - self._step_before)
         metrics = {k: float(v) for k, v in output.items()}
         self._loops.append((step - self._step_before, metrics))
         self._clock, self._step_before = now, step

@@ -24,10 +24,11 @@ class LoopLength:
         self.steps = 1
         self._any_worker = any_worker
 
-    def took(self, seconds):
-        """Takes the time of the loop at hand."""
+    def took(self, seconds, steps):
+        """Takes the time of a loop, which an epoch's end may have cut to fewer steps."""
         if not self._any_worker(seconds > HEARD_SECONDS / 2):
-            self.steps = min(2 * self.steps, self.most)
+            if steps >= self.steps:
+                self.steps = min(2 * self.steps, self.most)
         elif self._any_worker(seconds > HEARD_SECONDS):
             self.steps = max(self.steps // 2, 1)
 

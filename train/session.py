@@ -10,6 +10,7 @@ import time
 
 from rich import progress
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dgnet_keras.paths import usable_path
@@ -76,7 +77,7 @@ class Session:
             stop_signals(run, self.console),
         ):
             for warning in run.warnings:
-                self.console.print(warning, style="yellow")
+                self.console.print(warning, style="yellow", markup=False)
             move(run.step, run.total_steps)
             yield run.train_epochs(lambda step: move(step, line=run.progress))
 
@@ -121,7 +122,7 @@ def epoch_progress(console):
         bar.update(task, completed=step, total=total)
         if line and not has_bar and time.monotonic() - printed >= LINE_SECONDS:
             printed = time.monotonic()
-            console.print(line)
+            console.print(line, markup=False)
 
     columns = (
         progress.TextColumn("training"),
@@ -155,5 +156,5 @@ def results_table(results, workdir):
             value = f"{value:,}"
         elif isinstance(value, dict):
             value = "\n".join(f"{key}: {entry}" for key, entry in value.items())
-        table.add_row(name, value)
+        table.add_row(name, escape(value) if isinstance(value, str) else value)
     return table

@@ -194,7 +194,10 @@ class Backbone(GraphModel):
 
     @staticmethod
     def stem(spec: Any, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Images to the first stage's input; `spec.stem_reduction` is its stride."""
+        """Images to the first stage's input; `spec.stem_reduction` is its stride.
+
+        It is made of layers one after the other, and so is `head`.
+        """
         raise NotImplementedError
 
     @staticmethod
@@ -256,10 +259,11 @@ def _layers_between(inputs, outputs):
     while outputs is not inputs:
         layer = outputs._keras_history.operation
         sources = keras.tree.flatten(layer.input)
-        if not isinstance(layer, keras.layers.Layer) or len(sources) != 1:
+        is_layer = isinstance(layer, keras.layers.Layer) and len(layer._inbound_nodes) == 1
+        if not is_layer or len(sources) != 1:
             raise ValueError(
-                "Stem and head must be layers one after the other; put others into a layer of "
-                f"their own. Received: {layer.name!r}, a {type(layer).__name__} of "
+                "Stem and head must be layers one after the other, each called once; put others "
+                f"into a layer of their own. Received: {layer.name!r}, a {type(layer).__name__} of "
                 f"{len(sources)} inputs"
             )
         layers.append(layer)

@@ -1,6 +1,5 @@
 """Image files that a command is given."""
 
-import io
 import sys
 
 from dgnet_keras.commands.paths import existing
@@ -35,7 +34,8 @@ def labelled_files(folder, limit):
     count = min(limit, len(found))
     chosen = [found[k * len(found) // count] for k in range(count)]
     paths, labels = zip(*chosen, strict=True)
-    return list(paths), list(labels) if classes else None, classes or None
+    names = [readable(name) for name in classes]
+    return list(paths), list(labels) if classes else None, names or None
 
 
 def check_channels(channels):
@@ -129,15 +129,12 @@ def _is_image(path):
 def _served_content(path, channels):
     """An image's content as an export takes it: within its limits, JPEG or PNG."""
     import tensorflow as tf
-    from PIL import Image
 
-    from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER
+    from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, decode_image
     from dgnet_keras.serving.signatures import check_encoded
 
     content = sys.stdin.buffer.read() if path is None else path.read_bytes()
     if not content.startswith(PNG_HEADER if channels == 4 else (JPEG_HEADER, PNG_HEADER)):
-        buffer = io.BytesIO()  # by Pillow: TensorFlow takes a BMP's palette for grey levels
-        Image.open(io.BytesIO(content)).convert("RGB").save(buffer, "PNG")
-        content = buffer.getvalue()
+        content = tf.io.encode_png(decode_image(content, 3)).numpy()
     tf.io.decode_image(check_encoded(0, content, channels), channels, expand_animations=False)
     return content

@@ -6,6 +6,7 @@ import pathlib
 
 from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model
+from dgnet_keras.paths import readable
 from dgnet_keras.user_warnings import warn
 
 
@@ -50,7 +51,10 @@ def plot_command(args):
     labels = None if labels is None else np.array([labels[k] for k in kept])
     adjacency = dg.adjacency(model, inputs)
     counted = dg.count_macs(model, inputs)
-    titles = [path.name if labels is None else path.parent.name for path in paths]
+    if labels is None:
+        titles = [readable(path.name) for path in paths]
+    else:
+        titles = [class_names[label] for label in labels]
     pictures = model.preprocessing.denormalize(inputs).numpy()
     figures = connectivity_figures(adjacency, pictures, titles, labels, class_names, counted)
     output.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,9 @@ from dgnet_keras.layers.initializers import unseeded
 # What leads from one config to another: {key: change} for a dict or list, ["=", value] for a value.
 Change = Mapping[str, Any] | list[Any]
 
+# What Keras raises for a layer without a config, or with one that no file can hold.
+NO_CONFIG = (NotImplementedError, TypeError)
+
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)
 
 
@@ -70,7 +73,7 @@ def remade(layer: _Layer, change: Change) -> _Layer:
 def _with_change(layer, change):
     try:
         return remade(layer, change)
-    except NotImplementedError:  # it has no config; see `Made`
+    except NO_CONFIG:  # see `Made`
         layer.trainable = changed({"trainable": layer.trainable}, change)["trainable"]
         return layer
 
@@ -114,7 +117,7 @@ class Made:
         key = layer.name if key is None else key
         try:
             config = self._config(layer)
-        except NotImplementedError:  # it is said when the model is saved, as Keras does
+        except NO_CONFIG:  # it is said when the model is saved, as Keras does
             config = {}
         if key in self._given:
             layer = _with_change(layer, self._given[key])
@@ -124,7 +127,7 @@ class Made:
     def _config(self, layer):
         try:
             return config_of(layer)
-        except NotImplementedError:
+        except NO_CONFIG:
             if self._seeds:
                 raise
             return {"trainable": layer.trainable}
@@ -176,7 +179,13 @@ class Composite(keras.layers.Layer):
 
     def _layer(self, cls, name, *args, **kwargs):
         layer = cls(*args, name=name, dtype=self.dtype_policy, **kwargs)
-        return self._track(self._made.add(layer))
+        return self._kept(self._made.add(layer))
+
+    def _kept(self, layer):
+        """A layer inside this one: frozen, if this one is made so, and seen by checkpoints."""
+        if not self.trainable and not self._made.is_copy:
+            layer.trainable = False
+        return self._track(layer)
 
     def _track(self, part):
         """Has `tf.train.Checkpoint` see what is kept in a list or dict: Keras does not."""
@@ -186,4 +195,6 @@ class Composite(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, and what was changed on sub-layers if anything was."""
         changes = self._made.changes(self.dtype_policy)
-        return {**super().get_config(), **({"changes": changes} if changes else {})}
+        # Also where there are none, if a new layer of these arguments would freeze those inside.
+        is_kept = changes or not self.trainable
+        return {**super().get_config(), **({"changes": changes} if is_kept else {})}

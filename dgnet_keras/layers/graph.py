@@ -123,7 +123,7 @@ class GraphStage(Composite):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`blocks` must be layers with distinct names. Received: {names}")
         for block in self.blocks:
-            self._track(block)
+            self._kept(block)
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
         self._graphs = self._split_into_graphs()
@@ -165,7 +165,7 @@ class GraphStage(Composite):
 
     def _make_gate(self, name):
         gate = make_gate(self.options, name=name, dtype=self.dtype_policy)
-        return self._track(self._made.add(gate))
+        return self._kept(self._made.add(gate))
 
     def _initial_biases(self, num_edges):
         options = self.options

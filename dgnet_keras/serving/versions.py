@@ -68,7 +68,8 @@ def _read(folder):
     found: dict[str, Any] = {"kind": OTHER}
     labels = folder / "assets" / LABELS
     if labels.exists():
-        found["labels"] = labels.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        text = labels.read_text(encoding="utf-8", errors="replace")
+        found["labels"] = text.removesuffix("\n").split("\n")
     if (folder / CARD).exists():
         found["kind"] = CLASSIFIER
         with contextlib.suppress(ValueError, KeyError, TypeError):  # somebody wrote another card

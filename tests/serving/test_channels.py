@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalog import create, randomize
+from image_files import turned_jpeg
 from serving_helpers import encode
 from tensorflow_serving.apis import prediction_log_pb2
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from dgnet_keras.commands.images import read_encoded
+from dgnet_keras.decoding import decode_image
 
 pytestmark = pytest.mark.xdist_group("channels")  # what its fixtures make is made once
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 4), "uint8")
@@ -83,6 +86,15 @@ def test_predict_takes_files_of_any_format_for_four_channels(models, tmp_path, c
         rows += [{p["label"]: p["probability"] for p in row["predictions"]} for row in found]
     for row in rows[1:]:
         assert row == pytest.approx(rows[0], abs=1e-5)
+
+
+def test_predict_turns_pictures_for_four_channels(tmp_path):
+    pixels = np.arange(12 * 16 * 3, dtype="uint8").reshape(12, 16, 3)
+    (tmp_path / "a.jpg").write_bytes(turned_jpeg(pixels, 6))
+    _, (content,) = read_encoded([("a.jpg", tmp_path / "a.jpg")], 4)
+    upright = decode_image((tmp_path / "a.jpg").read_bytes(), 3)
+    assert upright.shape == (16, 12, 3)
+    np.testing.assert_array_equal(tf.io.decode_png(content, 3), upright)
 
 
 def test_commands_say_that_no_image_file_has_two_channels(models, tmp_path):

@@ -33,6 +33,7 @@ def test_nothing_changes_for_clients(tmp_path):
     (tmp_path / "11").mkdir()  # of no export
     (tmp_path / ".12-scratch").mkdir()
     assert version_numbers(tmp_path) == [9, 10, 11]
+    (tmp_path / "10" / "assets" / "labels.txt").write_text("\n".join(LABELS))  # somebody's own
     assert version_changes(tmp_path, LABELS, **SIZES) == ""
 
 

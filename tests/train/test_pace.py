@@ -3,13 +3,14 @@
 from train.pace import LoopLength, TimeLeft
 
 
-def lengths(seconds_per_step, most=100, loops=12, **options):
+def lengths(seconds_per_step, most=100, loops=12, epoch=10**6, **options):
     """The loops of a run whose steps take so many seconds, by step."""
     length, step, found = LoopLength(most, **options), 0, []
     for _ in range(loops):
         found.append(length.steps)
-        length.took(sum(seconds_per_step(k) for k in range(step, step + length.steps)))
-        step += found[-1]
+        steps = min(length.steps, epoch - step % epoch)
+        length.took(sum(seconds_per_step(k) for k in range(step, step + steps)), steps)
+        step += steps
     return found
 
 
@@ -25,6 +26,12 @@ def test_slow_steps_make_short_loops():
     # The first step is traced for a minute; from the 30th on, all are slow.
     found = lengths(lambda step: 60.0 if step == 0 else 0.1 if step < 30 else 3.0)
     assert found == [1, 1, 2, 4, 8, 16, 32, 16, 8, 4, 4, 4]
+
+
+def test_a_loop_that_an_epochs_end_cuts_short_is_no_reason_for_longer_ones():
+    found = lengths(lambda step: 4.9, epoch=13, loops=20)
+    assert max(found) == 4
+    assert lengths(lambda step: 9.9, epoch=5, loops=12)[-4:] == [2, 2, 2, 2]
 
 
 def test_workers_have_loops_of_one_length():

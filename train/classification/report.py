@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import tensorflow as tf
+from rich.markup import escape
 from rich.table import Table
 
 import dgnet_keras as dg
@@ -177,5 +178,6 @@ def samples_table(rows):
     table.add_column("probability", justify="right")
     for row in rows:
         name = pathlib.Path(row["file"]).name  # all are in one folder
-        table.add_row(name, row["true"], row["label"], f"{row['probability']:.3f}")
+        shown = map(escape, (name, row["true"], row["label"]))
+        table.add_row(*shown, f"{row['probability']:.3f}")
     return table

@@ -1,6 +1,7 @@
 """What a finished detection run leaves in its workdir, and what it shows."""
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 import dgnet_keras as dg
@@ -55,5 +56,5 @@ def classes_table(classes):
         table.add_column(column, justify="right")
     for row in sorted(classes, key=lambda row: -row["AP"]):
         shown = [f"{row[name]:.4f}" if row[name] >= 0 else "-" for name in figures]
-        table.add_row(row["name"], f"{row['objects']:,}", *shown)
+        table.add_row(escape(row["name"]), f"{row['objects']:,}", *shown)
     return table

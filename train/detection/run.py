@@ -71,7 +71,7 @@ def train(
         },
     )
     for finding in data.findings:
-        session.console.print(finding, style="yellow")
+        session.console.print(finding, style="yellow", markup=False, highlight=False)
     if results is None or visualize:
         with dtype_policy(recipe.dtype):
             run = DetectionRun(recipe, data, session.strategy, init_backbone)
