@@ -144,20 +144,22 @@ class Made:
                 f"Received changes of {missing}"
             )
 
-    def changes(self, dtype: keras.DTypePolicy | None = None) -> dict[str, Change]:
+    def changes(self, maker: keras.layers.Layer | None = None) -> dict[str, Change]:
         """Changes by key, of the layers that have any.
 
         Args:
-            dtype: the policy that the layers would be made with now; None: as they were.
+            maker: a layer whose policy and flag the layers would be made with now; None: as they
+                were.
         """
         self.check()
         now = {}
-        if dtype is not None:
-            now["dtype"] = _as_in_a_file(keras.dtype_policies.serialize(dtype))
-        found = {
-            key: difference({**config, **now} if "dtype" in config else config, self._config(layer))
-            for key, (layer, config) in self._made.items()
-        }
+        if maker is not None:
+            now["dtype"] = _as_in_a_file(keras.dtype_policies.serialize(maker.dtype_policy))
+            now["trainable"] = maker.trainable
+        found = {}
+        for key, (layer, config) in self._made.items():
+            expected = {k: now.get(k, value) for k, value in config.items()}
+            found[key] = difference(expected, self._config(layer))
         return {key: change for key, change in found.items() if change}
 
 
@@ -179,13 +181,13 @@ class Composite(keras.layers.Layer):
 
     def _layer(self, cls, name, *args, **kwargs):
         layer = cls(*args, name=name, dtype=self.dtype_policy, **kwargs)
-        return self._kept(self._made.add(layer))
+        return self._keep(layer)
 
-    def _kept(self, layer):
-        """A layer inside this one: frozen, if this one is made so, and seen by checkpoints."""
-        if not self.trainable and not self._made.is_copy:
+    def _keep(self, layer):
+        """Takes in a layer as it was made: frozen, where this one is."""
+        if not self.trainable:
             layer.trainable = False
-        return self._track(layer)
+        return self._track(self._made.add(layer))
 
     def _track(self, part):
         """Has `tf.train.Checkpoint` see what is kept in a list or dict: Keras does not."""
@@ -194,7 +196,5 @@ class Composite(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, and what was changed on sub-layers if anything was."""
-        changes = self._made.changes(self.dtype_policy)
-        # Also where there are none, if a new layer of these arguments would freeze those inside.
-        is_kept = changes or not self.trainable
-        return {**super().get_config(), **({"changes": changes} if is_kept else {})}
+        changes = self._made.changes(self)
+        return {**super().get_config(), **({"changes": changes} if changes else {})}

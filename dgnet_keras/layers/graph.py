@@ -123,7 +123,9 @@ class GraphStage(Composite):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"`blocks` must be layers with distinct names. Received: {names}")
         for block in self.blocks:
-            self._kept(block)
+            if not trainable and not self._made.is_copy:
+                block.trainable = False
+            self._track(block)
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
         self._graphs = self._split_into_graphs()
@@ -165,7 +167,7 @@ class GraphStage(Composite):
 
     def _make_gate(self, name):
         gate = make_gate(self.options, name=name, dtype=self.dtype_policy)
-        return self._kept(self._made.add(gate))
+        return self._keep(gate)
 
     def _initial_biases(self, num_edges):
         options = self.options
@@ -325,7 +327,7 @@ class GraphStage(Composite):
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Rebuilds the stage with its blocks."""
         blocks = [keras.saving.deserialize_keras_object(block) for block in config["blocks"]]
-        return cls(**{**config, "blocks": blocks})
+        return cls(**{"changes": {}, **config, "blocks": blocks})
 
 
 def _run_graph(blocks, features, edges, training):
