@@ -201,26 +201,23 @@ class GraphStage(Composite):
         if self.options.wiring == "learned":
             sizes = range(graph.num_blocks, 0, -1)
             biases = np.concatenate([self._initial_biases(n) for n in sizes])
-            return self._track(
-                self.add_weight(
-                    name=f"edge_logits{suffix}",
-                    shape=biases.shape,
-                    initializer=ArrayInitializer(biases),
-                    autocast=False,
-                )
-            )
+            return self._add_array(f"edge_logits{suffix}", biases)
         if is_stored(self.options.wiring):
-            adjacency = self._fixed_adjacency(graph)
-            return self._track(
-                self.add_weight(
-                    name=f"adjacency{suffix}",
-                    shape=adjacency.shape,
-                    initializer=ArrayInitializer(adjacency),
-                    trainable=False,
-                    autocast=False,
-                )
+            return self._add_array(
+                f"adjacency{suffix}", self._fixed_adjacency(graph), trainable=False
             )
         return None
+
+    def _add_array(self, name, values, trainable=True):
+        """A weight that starts as an array, and is kept in a dict."""
+        weight = self.add_weight(
+            name=name,
+            shape=values.shape,
+            initializer=ArrayInitializer(values),
+            trainable=trainable,
+            autocast=False,
+        )
+        return self._track(weight)
 
     def _fixed_adjacency(self, graph):
         seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
