@@ -4,14 +4,16 @@ It moves bytes and computes little, so what counts is how often a feature map is
 written. `docs/performance.md` has the measurements behind each choice here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import tensorflow as tf
 
 from dgnet_keras.layers.devices import has_accelerator
+from dgnet_keras.layers.normalization import statistics_of
 from dgnet_keras.layers.rebuild import mark_rebuildable
 from dgnet_keras.layers.router import pool
+from dgnet_keras.layers.rows import Bank, Rows, dense_sum, scale, take, weighted_sum
 
 # Sums of at most so many features are made again in the backward pass rather than kept.
 REBUILT_SOURCES = 2
@@ -36,87 +38,159 @@ def aggregate(column: tf.Tensor, features: Sequence[tf.Tensor]) -> tf.Tensor:
         weights = tf.unstack(column, axis=1)
 
         def gradient(upstream):
-            return _column_gradient(upstream, features, column.dtype), *(
-                _scale(weight, upstream) for weight in weights
+            rows = [None] * len(features)
+            return column_gradient(upstream, None, features, rows, column.dtype), *(
+                scale(weight, upstream) for weight in weights
             )
 
-        return _weighted_sum(weights, features), gradient
+        return dense_sum(weights, features), gradient
 
     return apply(column, *features)
 
 
-class Sources(Protocol):
-    """The features of a graph's nodes, and the sums of them that later nodes take in.
+# From pooled features, (batch, 1, 1, channels), to a router's logits, (batch, edges).
+Route = Callable[[tf.Tensor], tf.Tensor]
 
-    The constructor takes `num_nodes`, N, the number of nodes that are added, and `pool`, whether
-    `add` gives pooled features.
+
+class Sources(Protocol):
+    """Runs a graph's nodes one after the other, on sums of the earlier ones' features.
+
+    The constructor takes `num_nodes`, N, the number of nodes.
     """
 
-    def __init__(self, num_nodes: int, *, pool: bool) -> None: ...
+    def __init__(self, num_nodes: int) -> None: ...
 
-    def add(self, features: tf.Tensor) -> tf.Tensor | None:
-        """Adds the next node's features, (batch, height, width, channels).
+    def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
+        """Adds node 0, whose features are (batch, height, width, channels).
 
         Returns:
-            Their mean over height and width, (batch, 1, 1, channels), float32 (float64 for
-            float64 features), or None without pooling.
+            What `route` makes of their mean over height and width, (batch, 1, 1, channels),
+            float32 (float64 for float64 features); None without `route`.
         """
 
-    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
-        """What the next node takes in, by its column of the adjacency, (batch, sources)."""
+    def run(
+        self,
+        block: Callable[[tf.Tensor], tf.Tensor],
+        column: tf.Tensor,
+        is_on: tf.Tensor | None,
+        route: Route | None,
+    ) -> tf.Tensor | None:
+        """Runs the next node, and adds it.
+
+        Args:
+            block: the node.
+            column: its column of the adjacency, (batch, sources).
+            is_on: boolean (batch,), the samples that take it; None where all do.
+            route: as in `add`; pooled features of the samples that pass the node by are 0.
+
+        Returns:
+            What `route` returns.
+        """
+
+    def output(self, column: tf.Tensor) -> tf.Tensor:
+        """What the output takes in, (batch, height, width, channels), by its column."""
 
 
 class ForwardFeatures(Sources):
-    """`Sources` for inference: equals `aggregate` for each node.
+    """`Sources` for inference that computes every node for every sample.
 
     Gradients are TensorFlow's own, so that the graph of an export holds plain operations only.
     It is no faster than `Features`.
     """
 
-    def __init__(self, num_nodes: int, *, pool: bool) -> None:
-        self._pool = pool
+    def __init__(self, num_nodes: int) -> None:
         self._features: list[tf.Tensor] = []
 
-    def add(self, features: tf.Tensor) -> tf.Tensor | None:
-        """Adds the next node's features; see `Sources`."""
+    def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
+        """Adds node 0; see `Sources`."""
         self._features.append(features)
-        return pool(features) if self._pool else None
+        return route(pool(features)) if route else None
 
-    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
-        """What the next node takes in; see `Sources`."""
-        return _weighted_sum(tf.unstack(column, axis=1), self._features)
+    def run(
+        self,
+        block: Callable[[tf.Tensor], tf.Tensor],
+        column: tf.Tensor,
+        is_on: tf.Tensor | None,
+        route: Route | None,
+    ) -> tf.Tensor | None:
+        """Runs the next node; see `Sources`."""
+        self._features.append(block(self.output(column)))
+        return route(_only(is_on, pool(self._features[-1]))) if route else None
+
+    def output(self, column: tf.Tensor) -> tf.Tensor:
+        """What the output takes in; see `Sources`."""
+        return dense_sum(tf.unstack(column, axis=1), self._features)
 
 
 class Features(Sources):
-    """`Sources` for training: equals `ForwardFeatures`, with less in the backward pass.
+    """`Sources` for training: values of `ForwardFeatures`, with less in the backward pass.
 
-    There, source j's gradient is `sum_i A[:, j, i] * g_i` over the gradients g_i of what its
+    Source j's gradient is `sum_i A[:, j, i] * g_i` over the gradients g_i of what its
     targets took in. TensorFlow adds up a tensor's gradients as they come, so with `aggregate`
-    alone each edge's product waits in memory, for up to N (N + 1) / 2 maps a graph. Here `add`
+    alone each edge's product waits in memory, for up to N (N + 1) / 2 maps a graph. Here a node
     gives each target a reference of its own, whose gradient is g_i itself, not yet scaled; when
     all have come, one sum over them is made with the cached adjacency. The gradient of the
     pooled features joins it.
+
+    Batch normalisation takes its statistics from the samples that are on. With `skip` the others
+    are not computed: features have rows, and so have their gradients.
     """
 
-    def __init__(self, num_nodes: int, *, pool: bool) -> None:
+    def __init__(self, num_nodes: int, *, skip: bool = False) -> None:
         self._num_nodes = num_nodes
-        self._pool = pool
+        self._skip = skip
         self._features: list[tf.Tensor] = []
+        self._rows: list[Rows | None] = []
         self._references: list[list[tf.Tensor]] = []
-        self._weights: list[list[tf.Tensor]] = []
+        self._columns: list[tf.Tensor] = []
 
-    def add(self, features: tf.Tensor) -> tf.Tensor | None:
-        """Adds the next node's features; see `Sources`."""
+    def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
+        """Adds node 0; see `Sources`."""
+        pooled = self._add(features, None, pools=route is not None)
+        return route(pooled) if route else None
+
+    def run(
+        self,
+        block: Callable[[tf.Tensor], tf.Tensor],
+        column: tf.Tensor,
+        is_on: tf.Tensor | None,
+        route: Route | None,
+    ) -> tf.Tensor | None:
+        """Runs the next node; see `Sources`."""
+        rows = None
+        if is_on is None:
+            features = block(self._aggregate(column, None))
+        elif self._skip:
+            rows = Rows(is_on, at_least_one=True)
+            inputs = self._aggregate(column, rows)
+            with statistics_of(rows.is_real(), batch=tf.size(is_on), gathered=True):
+                features = block(inputs)
+        else:
+            # Neither values nor gradients of the others reach anything: NaN would, times 0.
+            inputs = _only(is_on, self._aggregate(column, None))
+            with statistics_of(is_on, batch=tf.size(is_on)):
+                features = block(inputs)
+        pooled = self._add(features, rows, pools=route is not None)
+        if route is None:
+            return None
+        return route(rows.spread(pooled) if rows else _only(is_on, pooled))
+
+    def output(self, column: tf.Tensor) -> tf.Tensor:
+        """What the output takes in; see `Sources`."""
+        return self._aggregate(column, None)
+
+    def _add(self, features, rows, *, pools):
         source = len(self._references)
 
         @tf.custom_gradient
         def refer(x):
-            pooled = [pool(x)] if self._pool else []
+            pooled = [pool(x)] if pools else []
 
             def gradient(*upstreams):
-                weights = [column[source] for column in self._weights[source:]]
-                total = _weighted_sum(weights, upstreams[: len(weights)])
-                if self._pool:
+                weights = tf.stack([column[:, source] for column in self._columns[source:]], axis=1)
+                targets = [*self._rows[source + 1 :], None]
+                total = self._sum(weights, upstreams[: len(targets)], targets, rows)
+                if pools:
                     shape = tf.shape(x)
                     area = tf.cast(shape[1] * shape[2], upstreams[-1].dtype)
                     total += tf.cast(upstreams[-1] / area, x.dtype)
@@ -126,53 +200,88 @@ class Features(Sources):
 
         outputs = refer(features)
         self._features.append(features)
+        self._rows.append(rows)
         self._references.append(outputs[: self._num_nodes - source])
-        return outputs[-1] if self._pool else None
+        return outputs[-1] if pools else None
 
-    def aggregate(self, column: tf.Tensor) -> tf.Tensor:
-        """What the next node takes in; see `Sources`."""
-        target = len(self._references)
-        references = [r[target - 1 - j] for j, r in enumerate(self._references)]
+    def _sum(self, weights, features, rows, target):
+        if self._skip:
+            return weighted_sum(weights, Bank(features, rows, tf.shape(weights)[0]), target)
+        return dense_sum(tf.unstack(weights, axis=1), features)
+
+    def _aggregate(self, column, target):
+        """What a node, or the output, takes in, for the rows of `target`."""
+        number = len(self._references)
+        references = [r[number - 1 - j] for j, r in enumerate(self._references)]
         # The gradients below take the features themselves and weights from outside, not the
         # references: a reference's gradient is not scaled, which second derivatives must not see.
-        features = list(self._features)
-        weights = tf.unstack(column, axis=1)
-        self._weights.append(weights)
+        features, rows = list(self._features), list(self._rows)
+        self._columns.append(column)
 
         @tf.custom_gradient
-        def apply(*weights_and_references):
+        def apply(column_in, *references):
             def gradient(upstream):
-                products = [_inner_product(upstream, x, column.dtype) for x in features]
-                # The sources scale `upstream` for themselves, in the gradient of `add`.
-                return *products, *(upstream for _ in features)
+                # The sources scale `upstream` for themselves, in the gradient of `_add`.
+                d_column = column_gradient(upstream, target, features, rows, column.dtype)
+                return d_column, *(upstream for _ in features)
 
-            return _weighted_sum(
-                weights_and_references[:target], weights_and_references[target:]
-            ), gradient
+            return self._sum(column_in, references, rows, target), gradient
 
-        total = apply(*weights, *references)
-        if target <= REBUILT_SOURCES:
-            mark_rebuildable(total, lambda: _weighted_sum_now(weights, features), like=features[0])
+        total = apply(column, *references)
+        if number <= REBUILT_SOURCES and not self._skip:
+            weights = tf.unstack(column, axis=1)
+            mark_rebuildable(total, lambda: _dense_sum_now(weights, features), like=features[0])
         return total
 
 
-def _scale(weight, features):
-    return tf.reshape(tf.cast(weight, features.dtype), [-1, 1, 1, 1]) * features
+def _only(is_on, features):
+    """`features`, (batch, height, width, channels), 0 for the samples that are not on."""
+    if is_on is None:
+        return features
+    return tf.where(tf.reshape(is_on, [-1, 1, 1, 1]), features, tf.zeros([], features.dtype))
 
 
-def _weighted_sum(weights, features):
-    """`sum_j weights[j] * features[j]`; weights (batch,), features (batch, height, ...)."""
-    return tf.add_n([_scale(w, x) for w, x in zip(weights, features, strict=True)])
+def _dense_sum_now(weights, features):
+    """`dense_sum` anew: equal operations on other tensors, which TensorFlow does not merge."""
+    return dense_sum([tf.identity(w) for w in weights], features)
 
 
-def _weighted_sum_now(weights, features):
-    """`_weighted_sum` anew: equal operations on other tensors, which TensorFlow does not merge."""
-    return _weighted_sum([tf.identity(w) for w in weights], features)
+def _products(a, rows_a, b, rows_b, dtype):
+    """Inner product of each sample's features, (batch,): 0 for those without a row in both."""
+    if rows_a is None and rows_b is None:
+        return _inner_product(a, b, dtype)
+    if rows_a is None or rows_b is None:
+        both = (rows_a or rows_b).is_on
+    else:
+        both = rows_a.is_on & rows_b.is_on
+    samples = tf.cast(tf.where(both)[:, 0], tf.int32)
+    a, b = (
+        take(x, samples if rows is None else tf.gather(rows.positions(), samples))
+        for x, rows in ((a, rows_a), (b, rows_b))
+    )
+    return tf.scatter_nd(samples[:, None], _inner_product(a, b, dtype), tf.shape(both))
 
 
-def _column_gradient(upstream, features, dtype):
-    """A column's gradient, (batch, sources): inner products of `upstream` and the features."""
-    return tf.stack([_inner_product(upstream, x, dtype) for x in features], axis=1)
+def column_gradient(
+    upstream: tf.Tensor,
+    target: Rows | None,
+    features: Sequence[tf.Tensor],
+    rows: Sequence[Rows | None],
+    dtype: tf.DType,
+) -> tf.Tensor:
+    """A column's gradient, (batch, sources): inner products of `upstream` and the features.
+
+    Args:
+        upstream: gradient of the sum, (rows of `target`, height, width, channels).
+        target: its rows; None for every sample.
+        features: of each source.
+        rows: of each source.
+        dtype: of the column.
+    """
+    products = [
+        _products(upstream, target, x, r, dtype) for x, r in zip(features, rows, strict=True)
+    ]
+    return tf.stack(products, axis=1)
 
 
 def _inner_product(a, b, dtype):

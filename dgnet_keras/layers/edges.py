@@ -5,6 +5,8 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from dgnet_keras.layers.router import edge_weights_from_logits
+
 
 def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
     """One-hot mask of each sample's strongest edge among the sources that are on.
@@ -25,32 +27,59 @@ def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
 class Edges(Protocol):
     """What a graph asks for while its nodes run, one after the other."""
 
-    needs_pooled: bool
+    def route(self, source: int) -> Callable[[tf.Tensor], tf.Tensor] | None:
+        """What makes a node's logits of its pooled features, (batch, 1, 1, channels).
 
-    def add_source(self, pooled: tf.Tensor | None) -> None:
-        """The features of the next node are done; `pooled`, (batch, 1, 1, channels), routes it."""
+        None where features are not asked for.
+        """
+
+    def add_source(self, logits: tf.Tensor | None) -> None:
+        """The next node is done, and these are the logits that `route` gave."""
 
     def column(self, target: int) -> tf.Tensor:
         """Weights of the edges into node `target`, (batch, target), 0 where they are closed."""
+
+    def is_on(self, node: int) -> tf.Tensor | None:
+        """The samples that take a node, boolean (batch,), once its column has been asked for.
+
+        None where all take it whatever the weights are.
+        """
 
     def adjacency(self) -> tf.Tensor:
         """(batch, N + 1, N + 1), once all columns have been asked for."""
 
 
 class FixedEdges:
-    """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run."""
+    """Columns of an adjacency, (batch, N + 1, N + 1), that is known before the nodes run.
 
-    needs_pooled = False
+    Args:
+        adjacency: the matrix.
+        all_on: whether every node is to be computed for every sample; if not, those with an
+            edge out of them are.
+    """
 
-    def __init__(self, adjacency: tf.Tensor) -> None:
+    def __init__(self, adjacency: tf.Tensor, *, all_on: bool) -> None:
         self._adjacency = adjacency
+        self._all_on = all_on
 
-    def add_source(self, pooled: tf.Tensor | None) -> None:
-        """The features of the next node are done; their pooled form is not needed."""
+    def route(self, source: int) -> None:
+        """There is nothing to route."""
+
+    def add_source(self, logits: tf.Tensor | None) -> None:
+        """The next node is done."""
 
     def column(self, target: int) -> tf.Tensor:
-        """Weights of the edges into node `target`, (batch, target)."""
-        return self._adjacency[:, :target, target]
+        """Weights of the edges into node `target`, (batch, target); of one that is off, 0."""
+        column = self._adjacency[:, :target, target]
+        if self._all_on or target == self._adjacency.shape[2] - 1:
+            return column
+        return column * tf.cast(self.is_on(target), column.dtype)[:, None]
+
+    def is_on(self, node: int) -> tf.Tensor | None:
+        """The samples for which the node's features are read, boolean (batch,), or None."""
+        if self._all_on:
+            return None
+        return tf.reduce_any(self._adjacency[:, node, node + 1 :] != 0, axis=1)
 
     def adjacency(self) -> tf.Tensor:
         """(batch, N + 1, N + 1)."""
@@ -60,60 +89,62 @@ class FixedEdges:
 class RoutedEdges:
     """Columns of an adjacency that is computed while the nodes run, under both path rules.
 
-    Source j adds its logits and weights when it is done (`add_source`); when node i starts,
-    column i is complete: gated, with the rows of the nodes that are off set to zero, and, into
-    the output, with the strongest edge kept. The masks are constants to the gradient.
+    Source j adds its logits when it is done (`add_source`); when node i starts, column i is
+    complete: gated, with the rows of the nodes that are off set to zero, and, into the output,
+    with the strongest edge kept. The masks are constants to the gradient.
 
     Args:
-        route: function of a source's number and pooled features, (batch, 1, 1, channels), that
-            gives its `"logits"` and `"edge_weights"`, both (batch, N - source).
         gates: the gates of nodes 1 to N, see `register_gate`.
-        needs_pooled: whether `route` reads the pooled features.
+        edge_scale: the largest edge weight.
+        routers: of nodes 0 to N - 1: functions of pooled features that give logits in
+            [-12, 12], (batch, N - source), which `add_source` is called with; or None.
+        logits: without routers: of nodes 0 to N - 1, (batch, N - source).
         threshold: taken in place of the gates' own; scalar or (batch, 1), or None.
         training: handed on to the gates.
     """
 
     def __init__(
         self,
-        route: Callable[[int, tf.Tensor], dict[str, tf.Tensor]],
         gates: Sequence[Callable[..., tf.Tensor]],
         *,
-        needs_pooled: bool,
+        edge_scale: float,
+        routers: Sequence[Callable[[tf.Tensor], tf.Tensor]] | None = None,
+        logits: Sequence[tf.Tensor] = (),
         threshold: float | tf.Tensor | None = None,
         training: bool | None = None,
     ) -> None:
-        self.needs_pooled = needs_pooled
-        self._route = route
         self._gates = gates
+        self._edge_scale = edge_scale
+        self._routers = routers
+        self._known = logits
         self._threshold = threshold
         self._training = training
         self._logits: list[list[tf.Tensor]] = []
-        self._edge_weights: list[list[tf.Tensor]] = []
         self._is_on: list[tf.Tensor] = []
         self._columns: list[tf.Tensor] = []
 
-    def add_source(self, pooled: tf.Tensor | None) -> None:
-        """The features of the next node are done; `pooled`, (batch, 1, 1, channels), routes it."""
-        edges = self._route(len(self._logits), pooled)
-        self._logits.append(tf.unstack(edges["logits"], axis=1))
-        self._edge_weights.append(tf.unstack(edges["edge_weights"], axis=1))
+    def route(self, source: int) -> Callable[[tf.Tensor], tf.Tensor] | None:
+        """The node's router, if the wiring has any."""
+        return self._routers[source] if self._routers else None
+
+    def add_source(self, logits: tf.Tensor | None) -> None:
+        """The next node is done; `logits`, (batch, N - source), where it has a router."""
+        logits = self._known[len(self._logits)] if logits is None else logits
+        self._logits.append(tf.unstack(logits, axis=1))
         if not self._is_on:
             self._is_on.append(tf.ones_like(self._logits[0][0], tf.bool))
 
     def column(self, target: int) -> tf.Tensor:
         """Gated weights of the edges into node `target`, (batch, target)."""
-
-        def into_target(rows):
-            return tf.stack([row[target - 1 - j] for j, row in enumerate(rows[:target])], axis=1)
-
+        into_target = [row[target - 1 - j] for j, row in enumerate(self._logits[:target])]
+        edges = edge_weights_from_logits(tf.stack(into_target, axis=1), self._edge_scale)
         is_on = tf.stack(self._is_on, axis=1)
-        logits = into_target(self._logits)
         is_output = target == len(self._gates)
         gated = self._gates[target - 1](
-            into_target(self._edge_weights),
-            keep=strongest_edge(logits, is_on) if is_output else None,
+            edges["edge_weights"],
+            keep=strongest_edge(edges["logits"], is_on) if is_output else None,
             threshold=self._threshold,
-            logits=logits,
+            logits=edges["logits"],
             training=self._training,
         )
         column = gated * tf.cast(is_on, gated.dtype)
@@ -121,6 +152,10 @@ class RoutedEdges:
             self._is_on.append(tf.reduce_any(column > 0, axis=1))
         self._columns.append(column)
         return column
+
+    def is_on(self, node: int) -> tf.Tensor:
+        """The samples that take a node, boolean (batch,), once its column has been asked for."""
+        return self._is_on[node]
 
     def adjacency(self) -> tf.Tensor:
         """(batch, N + 1, N + 1), of all columns asked for."""

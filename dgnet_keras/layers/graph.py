@@ -9,13 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.layers.aggregation import Features, ForwardFeatures, Sources
+from dgnet_keras.layers.aggregation import Features, ForwardFeatures
 from dgnet_keras.layers.composite import Change, Composite, serialized, settle_flags
 from dgnet_keras.layers.edges import Edges, FixedEdges, RoutedEdges
 from dgnet_keras.layers.gate import gate_dtype, make_gate
 from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
-from dgnet_keras.layers.router import Router, edge_weights_from_logits
+from dgnet_keras.layers.router import Router
+from dgnet_keras.layers.skipping import SkippingFeatures, adds_losses, shapes_are_static
 from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
 
 
@@ -245,14 +246,15 @@ class GraphStage(Composite):
             if graph.num_blocks == 1:
                 continue
             if adjacency is not None:
-                edges: Edges = FixedEdges(self._given(graph, adjacency))
+                edges: Edges = FixedEdges(self._given(graph, adjacency), all_on=False)
             else:
                 edges = self._make_edges(graph, tf.shape(features)[0], threshold, training)
             if self.options.wiring == "chain" and adjacency is None:
                 for block in blocks[1:]:
                     features = block(features)
             else:
-                features = _run_graph(blocks, features, edges, training)
+                sources = self._make_sources(graph, training)
+                features = _run_graph(blocks, features, edges, sources)
             found[graph.key] = edges.adjacency()
         return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
 
@@ -271,26 +273,31 @@ class GraphStage(Composite):
         weight = self._graph_weights[graph.key]
         if options.wiring not in ROUTED:
             matrix = self._fixed_adjacency(graph) if weight is None else weight
-            return FixedEdges(tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0))
+            matrix = tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0)
+            return FixedEdges(matrix, all_on=True)
+        sources: dict[str, Any] = {}
         if options.wiring == "dynamic":
-
-            def route(j, pooled):
-                return self._routers[str(graph.first + j)](pooled)
-
+            nodes = range(graph.first, graph.last + 1)
+            sources["routers"] = [_logits_of(self._routers[str(j)]) for j in nodes]
         else:
             rows = tf.split(tf.cast(weight, dtype), list(range(graph.num_blocks, 0, -1)))
-
-            def route(j, pooled):
-                logits = tf.repeat(rows[j][None], batch_size, axis=0)
-                return edge_weights_from_logits(logits, options.resolved_edge_scale)
-
+            sources["logits"] = [tf.repeat(row[None], batch_size, axis=0) for row in rows]
         return RoutedEdges(
-            route,
             [self._gates[str(i)] for i in range(graph.first + 1, graph.last + 2)],
-            needs_pooled=options.wiring == "dynamic",
+            edge_scale=options.resolved_edge_scale,
             threshold=threshold,
             training=training,
+            **sources,
         )
+
+    def _make_sources(self, graph, training):
+        """What runs a graph's nodes: with skipping where it is asked for, and can be."""
+        asked = self.options.skip_in_training if training else self.options.skip
+        skip = asked == "auto" and not shapes_are_static()
+        if training:
+            return Features(graph.num_blocks, skip=skip)
+        skip = skip and not any(map(adds_losses, self.blocks))
+        return (SkippingFeatures if skip else ForwardFeatures)(graph.num_blocks)
 
     def compute_output_spec(
         self,
@@ -327,11 +334,14 @@ class GraphStage(Composite):
         return cls(**{"changes": {}, **config, "blocks": blocks})
 
 
-def _run_graph(blocks, features, edges, training):
+def _logits_of(router):
+    return lambda pooled: router(pooled)["logits"]
+
+
+def _run_graph(blocks, features, edges, sources):
     """Runs the nodes after the first, and returns what the output node takes in."""
-    kind: type[Sources] = Features if training else ForwardFeatures
-    sources = kind(len(blocks), pool=edges.needs_pooled)
-    edges.add_source(sources.add(features))
+    edges.add_source(sources.add(features, edges.route(0)))
     for i, block in enumerate(blocks[1:], start=1):
-        edges.add_source(sources.add(block(sources.aggregate(edges.column(i)))))
-    return sources.aggregate(edges.column(len(blocks)))
+        column = edges.column(i)
+        edges.add_source(sources.run(block, column, edges.is_on(i), edges.route(i)))
+    return sources.output(edges.column(len(blocks)))

@@ -11,6 +11,8 @@ from dgnet_keras.layers.wiring import wirings
 
 Init = Literal["open", "static"]
 INITS: tuple[Init, ...] = get_args(Init)
+Skip = Literal["auto", "never"]
+SKIPS: tuple[Skip, ...] = get_args(Skip)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -24,6 +26,8 @@ class GraphKeywords(TypedDict, total=False):
     gate: str
     learn_threshold: bool
     max_nodes: int | None
+    skip: Skip
+    skip_in_training: Skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,11 @@ class GraphOptions:
         learn_threshold: whether each node's threshold is trained (surrogate gate only).
         max_nodes: int of at least 2, or None. Bounds the blocks of one graph: a deeper stage is
             split into consecutive graphs of near-equal size.
+        skip: what inference does with a node for the samples that do not take it. `"auto"`: it is
+            not computed for them, where shapes need not be static (they must be for XLA, hence
+            on a TPU). `"never"`: it is, and multiplied by 0. Answers are the same.
+        skip_in_training: the same in training. Batch normalisation takes its statistics from the
+            samples that take the node either way.
 
     Raises:
         ValueError: for an unknown choice, or a value out of range.
@@ -61,11 +70,15 @@ class GraphOptions:
     gate: str = "straight_through"
     learn_threshold: bool = False
     max_nodes: int | None = None
+    skip: Skip = "auto"
+    skip_in_training: Skip = "auto"
 
     def __post_init__(self) -> None:
         check_choice("wiring", self.wiring, wirings())
         check_choice("init", self.init, INITS)
         check_choice("gate", self.gate, gates())
+        check_choice("skip", self.skip, SKIPS)
+        check_choice("skip_in_training", self.skip_in_training, SKIPS)
         check_gate(
             self.gate,
             threshold=self.threshold,

@@ -18,10 +18,14 @@ def pool(features: tf.Tensor) -> tf.Tensor:
     In float32, or float64 for float64 features: a large map's sum overflows in float16.
     """
     x = tf.cast(features, gate_dtype(features.dtype))
-    shape = tf.shape(x)
+    height, width, channels = x.shape[1:]
     # Over one axis: TensorFlow's sum over two neighbouring axes is slower on a CPU.
-    flat = tf.reshape(x, tf.stack([shape[0], shape[1] * shape[2], x.shape[3]]))
-    return tf.reduce_mean(flat, axis=1)[:, None, None, :]
+    if height and width:
+        flat = tf.reshape(x, [-1, height * width, channels])
+    else:
+        shape = tf.shape(x)
+        flat = tf.reshape(x, tf.stack([shape[0], shape[1] * shape[2], channels]))
+    return tf.reshape(tf.reduce_mean(flat, axis=1), [-1, 1, 1, channels])
 
 
 def edge_weights_from_logits(logits: tf.Tensor, edge_scale: float) -> dict[str, tf.Tensor]:
@@ -102,7 +106,9 @@ class Router(keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns logits and edge weights, both (batch, num_edges)."""
         dtype = gate_dtype(self.compute_dtype)
-        pooled = tf.reduce_mean(tf.cast(inputs, dtype), axis=(1, 2))
+        is_pooled = tuple(inputs.shape[1:3]) == (1, 1)
+        pooled = tf.cast(inputs if is_pooled else pool(inputs), dtype)
+        pooled = tf.reshape(pooled, [-1, self.kernel.shape[0]])
         logits = tf.matmul(pooled, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
         return edge_weights_from_logits(logits, self.edge_scale)
 

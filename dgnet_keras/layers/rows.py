@@ -1,0 +1,234 @@
+"""Rows: features of some samples of a batch, and weighted sums of them that read open edges only.
+
+A tensor of features has a row for each sample that it is of, in the batch's order. What a node
+takes in is a sum over earlier nodes' rows; so is the gradient of a node's features, over the
+gradients of what later nodes took in. Both are `weighted_sum`.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+# Terms that `tf.add_n` adds one after the other, as the sum of open edges does.
+_IN_ORDER = 8
+# From this share of open edges on, reading all of them is as fast: see docs/performance.md.
+_DENSE = 0.5
+
+
+class Rows:
+    """Which samples of a batch a tensor of features has a row for.
+
+    Args:
+        is_on: boolean (batch,), the samples that have a row.
+        at_least_one: where no sample is on, there is one row all the same that is no sample's,
+            for operations that do not take an empty tensor.
+
+    Attributes:
+        is_on: as given.
+        index: int64 (rows, 1), the samples in order.
+        count: int32 scalar, the rows.
+    """
+
+    def __init__(self, is_on: tf.Tensor, *, at_least_one: bool = False) -> None:
+        self.is_on = is_on
+        self.index = tf.where(is_on)
+        self.count = tf.size(self.index)
+        self._is_real = None
+        if at_least_one:
+            extra = tf.cast(self.count == 0, tf.int32)
+            self._is_real = tf.concat([self.index[:, 0] >= 0, tf.fill([extra], False)], axis=0)
+            self.index = tf.pad(self.index, [[0, extra], [0, 0]])
+            self.count += extra
+
+    def positions(self) -> tf.Tensor:
+        """int32 (batch,), the row of each sample that has one."""
+        return tf.cumsum(tf.cast(self.is_on, tf.int32)) - 1
+
+    def is_real(self) -> tf.Tensor:
+        """Boolean (rows,), false of a row that is no sample's."""
+        return self.index[:, 0] >= 0 if self._is_real is None else self._is_real
+
+    def of(self, values: tf.Tensor) -> tf.Tensor:
+        """The rows' values, of (batch, ...)."""
+        return tf.gather(values, self.index[:, 0])
+
+    def spread(self, pooled: tf.Tensor) -> tf.Tensor:
+        """Values (rows, 1, 1, channels) as (batch, 1, 1, channels), 0 for samples without a row."""
+        if self._is_real is not None:
+            is_real = tf.reshape(self._is_real, [-1, 1, 1, 1])
+            pooled = tf.where(is_real, pooled, tf.zeros([], pooled.dtype))
+        shape = tf.stack([tf.size(self.is_on, tf.int64), *pooled.shape[1:]])
+        return tf.scatter_nd(self.index, pooled, shape)
+
+
+def take(features: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Rows of features at positions in rising order; not copied where that is all of them."""
+    is_all = tf.size(positions) == tf.shape(features)[0]
+    return tf.cond(is_all, lambda: features, lambda: tf.gather(features, positions))
+
+
+def scale(weights: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
+    """`weights`, (rows,), times `features`, (rows, height, width, channels), in their dtype."""
+    return tf.reshape(tf.cast(weights, features.dtype), [-1, 1, 1, 1]) * features
+
+
+def dense_sum(weights: Sequence[tf.Tensor], features: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`sum_j weights[j] * features[j]`; weights (rows,), features (rows, height, width, channels).
+
+    The terms are added in their order, however many there are.
+    """
+    terms = [scale(w, x) for w, x in zip(weights, features, strict=True)]
+    total = tf.add_n(terms[:_IN_ORDER])
+    for start in range(_IN_ORDER, len(terms), _IN_ORDER - 1):
+        total = tf.add_n([total, *terms[start : start + _IN_ORDER - 1]])
+    return total
+
+
+class Bank:
+    """Features of several nodes, each with its rows; one can be asked for by its number.
+
+    TensorFlow's list holds references: nothing is copied.
+
+    Args:
+        features: of each node, (rows, height, width, channels) of equal height, width, channels
+            and dtype.
+        rows: of each node; None where it has a row for every sample.
+    """
+
+    def __init__(
+        self, features: Sequence[tf.Tensor], rows: Sequence[Rows | None], batch: tf.Tensor
+    ) -> None:
+        self._shape, self._dtype = features[0].shape[1:], features[0].dtype
+        self.batch = batch
+        self._every = tf.fill([batch], True)
+        self._counts: list[tf.Tensor] = []
+        self._is_on: list[tf.Tensor] = []
+        self._handle = tf.raw_ops.EmptyTensorList(
+            element_shape=-1, max_num_elements=-1, element_dtype=self._dtype
+        )
+        for x, r in zip(features, rows, strict=True):
+            self.add(x, r)
+
+    def __len__(self) -> int:
+        return len(self._is_on)
+
+    def add(self, features: tf.Tensor, rows: Rows | None) -> None:
+        """Adds the next node's features."""
+        self._handle = tf.raw_ops.TensorListPushBack(input_handle=self._handle, tensor=features)
+        self._counts.append(self.batch if rows is None else rows.count)
+        self._is_on.append(self._every if rows is None else rows.is_on)
+
+    def __getitem__(self, index: int | tf.Tensor) -> tf.Tensor:
+        """The features of a node, by an int32 scalar."""
+        found = tf.raw_ops.TensorListGetItem(
+            input_handle=self._handle, index=index, element_shape=-1, element_dtype=self._dtype
+        )
+        found.set_shape([None, *self._shape])
+        return found
+
+    def counts(self) -> tf.Tensor:
+        """Rows of each node, int32 (nodes,)."""
+        return tf.stack(self._counts)
+
+    def is_on(self) -> tf.Tensor:
+        """Boolean (nodes, batch), whether a node has a row of a sample."""
+        return tf.stack(self._is_on)
+
+
+def weighted_sum(weights: tf.Tensor, bank: Bank, target: Rows | None) -> tf.Tensor:
+    """`sum_j weights[:, j] * bank[j]` for the samples of `target`; reads open edges only.
+
+    Equals `dense_sum` over features spread to the whole batch, to the last bit in float32.
+
+    Args:
+        weights: (batch, sources), 0 where an edge is closed: where the source or the target has
+            no row, it must be.
+        bank: the sources' features.
+        target: rows of the sum; None for every sample.
+
+    Returns:
+        Tensor (rows of `target`, height, width, channels).
+    """
+    num_rows = bank.batch if target is None else target.count
+    counts, is_on = bank.counts(), bank.is_on()
+    ones = tf.cast(weights != 0, tf.int32)
+    by_source = tf.reduce_sum(ones, axis=0)
+    only = tf.argmax(by_source, output_type=tf.int32)
+    numbers = [tf.reduce_max(by_source), tf.reduce_sum(by_source), tf.gather(counts, only)]
+    # One source gives all rows, and has no others.
+    is_one = tf.reduce_all(tf.stack(numbers) == num_rows)
+    is_unit = tf.reduce_all(weights == tf.cast(ones, weights.dtype))
+
+    def none():
+        return bank[0][:0]
+
+    def one():
+        return bank[only]
+
+    def one_scaled():
+        column = tf.gather(weights, only, axis=1)
+        return scale(column if target is None else target.of(column), bank[only])
+
+    def many():
+        return _sum_of_many(weights, bank, counts, is_on, target)
+
+    index = tf.where(num_rows == 0, 0, tf.where(is_one, tf.where(is_unit, 1, 2), 3))
+    return tf.switch_case(index, [none, one, one_scaled, _apart(many)])
+
+
+def _apart(function):
+    """As a function of its own in the graph: where it is not called, it is one operation.
+
+    What is not taken of a branch costs time too: an executor walks all of its operations.
+    """
+    if tf.executing_eagerly():
+        return function
+    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+
+def _sum_of_many(weights, bank, counts, is_on, target):
+    """`weighted_sum` where rows come from several sources, or are some of a source's."""
+    batch, sources = bank.batch, len(bank)
+    num_rows = batch if target is None else target.count
+    features = [bank[j] for j in range(sources)]
+    is_open = weights != 0
+    by_sample = tf.reduce_sum(tf.cast(is_open, tf.int32), axis=1)
+    num_edges = tf.reduce_sum(by_sample)
+
+    def edges():
+        """(edges, 2): source and sample, source by source, samples in order."""
+        return tf.cast(tf.where(tf.transpose(is_open)), tf.int32)
+
+    def places(edges):
+        """Row of each edge in the target."""
+        return edges[:, 1] if target is None else tf.gather(target.positions(), edges[:, 1])
+
+    def terms(edges):
+        """Features of each edge, source by source."""
+        positions = tf.gather_nd(tf.cumsum(tf.cast(is_on, tf.int32), axis=1) - 1, edges)
+        positions = tf.dynamic_partition(positions, edges[:, 0], sources)
+        return [tf.gather(x, p) for x, p in zip(features, positions, strict=True)]
+
+    def dense():
+        return dense_sum(tf.unstack(weights, axis=1), features)
+
+    def stitched():
+        found = edges()
+        parts = tf.dynamic_partition(places(found), found[:, 0], sources)
+        column = tf.reduce_sum(weights, axis=1)
+        column = column if target is None else target.of(column)
+        return scale(column, tf.dynamic_stitch(parts, terms(found)))
+
+    def summed():
+        found = edges()
+        column = tf.gather_nd(tf.transpose(weights), found)
+        scaled = scale(column, tf.concat(terms(found), axis=0))
+        return tf.math.unsorted_segment_sum(scaled, places(found), num_rows)
+
+    is_full = tf.reduce_all(counts == batch) & (num_rows == batch)
+    is_dense = is_full & (
+        num_edges > tf.cast(_DENSE * sources * tf.cast(batch, tf.float32), tf.int32)
+    )
+    is_stitched = (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)
+    index = tf.where(is_dense, 0, tf.where(is_stitched, 1, 2))
+    return tf.switch_case(index, [dense, stitched, summed])

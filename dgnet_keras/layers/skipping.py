@@ -1,0 +1,105 @@
+"""Skipping: in inference, a node runs on the samples that take it, and on no others.
+
+Features are kept as rows, see `rows`: nothing is computed, read or written for a sample that
+passes a node by. Training's form is in `aggregation.Features`, which needs no branches.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import keras
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+from dgnet_keras.layers.aggregation import Route, Sources, column_gradient
+from dgnet_keras.layers.gate import gate_dtype
+from dgnet_keras.layers.router import pool
+from dgnet_keras.layers.rows import Bank, Rows, weighted_sum
+
+
+def shapes_are_static() -> bool:
+    """Whether what is being traced is for XLA, which needs to know how many rows there are.
+
+    So it is on a TPU, and under `jit_compile=True`.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+
+
+def adds_losses(block: keras.layers.Layer) -> bool:
+    """Whether a call of the block adds to the model's losses, which it cannot inside a branch."""
+    return any(layer.activity_regularizer is not None for layer in block._flatten_layers())
+
+
+class SkippingFeatures(Sources):
+    """`Sources` for inference: equals `ForwardFeatures`, without the samples that pass by.
+
+    In a batch of any size a node that no sample takes is not run, nor is its router.
+    """
+
+    def __init__(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+
+    def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
+        """Adds node 0; see `Sources`."""
+        self._features, self._rows = [features], [None]
+        self._bank = Bank([features], [None], tf.shape(features)[0])
+        return route(pool(features)) if route else None
+
+    def run(
+        self,
+        block: Callable[[tf.Tensor], tf.Tensor],
+        column: tf.Tensor,
+        is_on: tf.Tensor | None,
+        route: Route | None,
+    ) -> tf.Tensor | None:
+        """Runs the next node; see `Sources`."""
+        rows = None if is_on is None else Rows(is_on)
+        inputs = self._aggregate(column, rows)
+        if rows is None:
+            features = block(inputs)
+            logits = route(pool(features)) if route else None
+        else:
+            features, logits = self._run_some(block, inputs, rows, route)
+        self._features.append(features)
+        self._rows.append(rows)
+        self._bank.add(features, rows)
+        return logits
+
+    def _run_some(self, block, inputs, rows, route):
+        """Features of the rows, and the logits of the whole batch, which are 0 without rows."""
+        num_edges = self._num_nodes - len(self._features)
+
+        def on():
+            features = block(inputs)
+            return features, *([route(rows.spread(pool(features)))] if route else [])
+
+        def off():
+            zeros = tf.zeros([self._bank.batch, num_edges], gate_dtype(inputs.dtype))
+            return inputs, *([zeros] if route else [])
+
+        features, *logits = tf.cond(rows.count > 0, on, off)
+        return features, logits[0] if route else None
+
+    def output(self, column: tf.Tensor) -> tf.Tensor:
+        """What the output takes in; see `Sources`."""
+        return self._aggregate(column, None)
+
+    def _aggregate(self, column, target):
+        """What a node, or the output, takes in, with the gradients of the dense form.
+
+        TensorFlow's own would give none to the weights of closed edges.
+        """
+        rows, bank = list(self._rows), self._bank
+
+        @tf.custom_gradient
+        def apply(column, *features):
+            def gradient(upstream):
+                upstreams = Bank([upstream], [target], bank.batch)
+                return column_gradient(upstream, target, features, rows, column.dtype), *(
+                    weighted_sum(column[:, j, None], upstreams, r) for j, r in enumerate(rows)
+                )
+
+            return weighted_sum(column, bank, target), gradient
+
+        return apply(column, *self._features)
