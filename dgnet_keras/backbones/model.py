@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.layers import skipping
 from dgnet_keras.layers.composite import Made
 from dgnet_keras.layers.initializers import seeded
 from dgnet_keras.preprocessing import Preprocessing
@@ -77,6 +78,15 @@ class GraphModel(keras.Model):
         for images in keras.tree.flatten(inputs):
             check_preprocessed(images)
         return super().call(inputs, training=training, mask=mask)
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """As `keras.Model.export`; what is not a SavedModel skips by branches that any reader has.
+
+        There, a node is skipped where no sample of a batch takes it, not sample by sample.
+        """
+        is_portable = format != "tf_saved_model"
+        with skipping.portable() if is_portable else contextlib.nullcontext():
+            super().export(filepath, format=format, **kwargs)
 
     def with_preprocessing(self) -> keras.Model:
         """The same model, layers shared, behind its `preprocessing` as it is now.

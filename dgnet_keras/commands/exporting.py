@@ -33,6 +33,12 @@ def add_parsers(commands):
         help="export although the newest version in DIRECTORY has other labels, image size or "
         "channels, or is another kind of model",
     )
+    export.add_argument(
+        "--portable",
+        action="store_true",
+        help="for other runtimes than TensorFlow, such as OpenVINO: a node is skipped where no "
+        "image of a request takes it, not image by image",
+    )
     export.set_defaults(run=export_command)
 
 
@@ -54,6 +60,7 @@ def export_command(args):
         version=version,
         labels=labels,
         image_size=args.image_size,
+        portable=args.portable,
         training=training_record(config, results) if config or results else None,
         refuse_changes=not args.allow_changes,
     )

@@ -99,6 +99,7 @@ class ForwardFeatures(Sources):
     """
 
     def __init__(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
         self._features: list[tf.Tensor] = []
 
     def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
@@ -115,7 +116,7 @@ class ForwardFeatures(Sources):
     ) -> tf.Tensor | None:
         """Runs the next node; see `Sources`."""
         self._features.append(block(self.output(column)))
-        return route(_only(is_on, pool(self._features[-1]))) if route else None
+        return route(only(is_on, pool(self._features[-1]))) if route else None
 
     def output(self, column: tf.Tensor) -> tf.Tensor:
         """What the output takes in; see `Sources`."""
@@ -167,13 +168,13 @@ class Features(Sources):
                 features = block(inputs)
         else:
             # Neither values nor gradients of the others reach anything: NaN would, times 0.
-            inputs = _only(is_on, self._aggregate(column, None))
+            inputs = only(is_on, self._aggregate(column, None))
             with statistics_of(is_on, batch=tf.size(is_on)):
                 features = block(inputs)
         pooled = self._add(features, rows, pools=route is not None)
         if route is None:
             return None
-        return route(rows.spread(pooled) if rows else _only(is_on, pooled))
+        return route(rows.spread(pooled) if rows else only(is_on, pooled))
 
     def output(self, column: tf.Tensor) -> tf.Tensor:
         """What the output takes in; see `Sources`."""
@@ -204,9 +205,10 @@ class Features(Sources):
         self._references.append(outputs[: self._num_nodes - source])
         return outputs[-1] if pools else None
 
-    def _sum(self, weights, features, rows, target):
+    def _sum(self, weights, features, rows, target, **kwargs):
         if self._skip:
-            return weighted_sum(weights, Bank(features, rows, tf.shape(weights)[0]), target)
+            bank = Bank(features, rows, tf.shape(weights)[0])
+            return weighted_sum(weights, bank, target, **kwargs)
         return dense_sum(tf.unstack(weights, axis=1), features)
 
     def _aggregate(self, column, target):
@@ -225,7 +227,8 @@ class Features(Sources):
                 d_column = column_gradient(upstream, target, features, rows, column.dtype)
                 return d_column, *(upstream for _ in features)
 
-            return self._sum(column_in, references, rows, target), gradient
+            total = self._sum(column_in, references, rows, target, has_gradient=False)
+            return total, gradient
 
         total = apply(column, *references)
         if number <= REBUILT_SOURCES and not self._skip:
@@ -234,7 +237,7 @@ class Features(Sources):
         return total
 
 
-def _only(is_on, features):
+def only(is_on: tf.Tensor | None, features: tf.Tensor) -> tf.Tensor:
     """`features`, (batch, height, width, channels), 0 for the samples that are not on."""
     if is_on is None:
         return features

@@ -16,7 +16,7 @@ from dgnet_keras.layers.gate import gate_dtype, make_gate
 from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.layers.router import Router
-from dgnet_keras.layers.skipping import SkippingFeatures, adds_losses, shapes_are_static
+from dgnet_keras.layers.skipping import adds_losses, shapes_are_static, skipping_features
 from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
 
 
@@ -297,7 +297,7 @@ class GraphStage(Composite):
         if training:
             return Features(graph.num_blocks, skip=skip)
         skip = skip and not any(map(adds_losses, self.blocks))
-        return (SkippingFeatures if skip else ForwardFeatures)(graph.num_blocks)
+        return (skipping_features if skip else ForwardFeatures)(graph.num_blocks)
 
     def compute_output_spec(
         self,

@@ -5,6 +5,7 @@ takes in is a sum over earlier nodes' rows; so is the gradient of a node's featu
 gradients of what later nodes took in. Both are `weighted_sum`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -42,7 +43,7 @@ class Rows:
 
     def positions(self) -> tf.Tensor:
         """int32 (batch,), the row of each sample that has one."""
-        return tf.cumsum(tf.cast(self.is_on, tf.int32)) - 1
+        return _positions(self.is_on)
 
     def is_real(self) -> tf.Tensor:
         """Boolean (rows,), false of a row that is no sample's."""
@@ -85,7 +86,7 @@ def dense_sum(weights: Sequence[tf.Tensor], features: Sequence[tf.Tensor]) -> tf
 
 
 class Bank:
-    """Features of several nodes, each with its rows; one can be asked for by its number.
+    """Features of several nodes, each with its rows.
 
     TensorFlow's list holds references: nothing is copied.
 
@@ -93,38 +94,28 @@ class Bank:
         features: of each node, (rows, height, width, channels) of equal height, width, channels
             and dtype.
         rows: of each node; None where it has a row for every sample.
+        batch: int32 scalar, the samples.
     """
 
     def __init__(
         self, features: Sequence[tf.Tensor], rows: Sequence[Rows | None], batch: tf.Tensor
     ) -> None:
-        self._shape, self._dtype = features[0].shape[1:], features[0].dtype
+        self.shape, self.dtype = features[0].shape[1:], features[0].dtype
         self.batch = batch
         self._every = tf.fill([batch], True)
         self._counts: list[tf.Tensor] = []
         self._is_on: list[tf.Tensor] = []
-        self._handle = tf.raw_ops.EmptyTensorList(
-            element_shape=-1, max_num_elements=-1, element_dtype=self._dtype
+        self.handle = tf.raw_ops.EmptyTensorList(
+            element_shape=-1, max_num_elements=-1, element_dtype=self.dtype
         )
         for x, r in zip(features, rows, strict=True):
             self.add(x, r)
 
-    def __len__(self) -> int:
-        return len(self._is_on)
-
     def add(self, features: tf.Tensor, rows: Rows | None) -> None:
         """Adds the next node's features."""
-        self._handle = tf.raw_ops.TensorListPushBack(input_handle=self._handle, tensor=features)
+        self.handle = tf.raw_ops.TensorListPushBack(input_handle=self.handle, tensor=features)
         self._counts.append(self.batch if rows is None else rows.count)
         self._is_on.append(self._every if rows is None else rows.is_on)
-
-    def __getitem__(self, index: int | tf.Tensor) -> tf.Tensor:
-        """The features of a node, by an int32 scalar."""
-        found = tf.raw_ops.TensorListGetItem(
-            input_handle=self._handle, index=index, element_shape=-1, element_dtype=self._dtype
-        )
-        found.set_shape([None, *self._shape])
-        return found
 
     def counts(self) -> tf.Tensor:
         """Rows of each node, int32 (nodes,)."""
@@ -135,62 +126,93 @@ class Bank:
         return tf.stack(self._is_on)
 
 
-def weighted_sum(weights: tf.Tensor, bank: Bank, target: Rows | None) -> tf.Tensor:
-    """`sum_j weights[:, j] * bank[j]` for the samples of `target`; reads open edges only.
+def weighted_sum(
+    weights: tf.Tensor, bank: Bank, target: Rows | None, *, has_gradient: bool = True
+) -> tf.Tensor:
+    """`sum_j weights[:, j] * x_j` over the features x_j in `bank`, for the samples of `target`.
 
-    Equals `dense_sum` over features spread to the whole batch, to the last bit in float32.
+    Reads open edges only, and equals `dense_sum` over features spread to the whole batch, to the
+    last bit in float32.
 
     Args:
         weights: (batch, sources), 0 where an edge is closed: where the source or the target has
             no row, it must be.
         bank: the sources' features.
         target: rows of the sum; None for every sample.
+        has_gradient: False where a custom gradient stands around it: TensorFlow would trace its
+            own as well.
 
     Returns:
         Tensor (rows of `target`, height, width, channels).
     """
+    function = _sum_function(weights.shape[1], weights.dtype, bank.dtype, target is not None)
+    rows = [] if target is None else [target.index, target.is_on]
     num_rows = bank.batch if target is None else target.count
-    counts, is_on = bank.counts(), bank.is_on()
-    ones = tf.cast(weights != 0, tf.int32)
-    by_source = tf.reduce_sum(ones, axis=0)
-    only = tf.argmax(by_source, output_type=tf.int32)
-    numbers = [tf.reduce_max(by_source), tf.reduce_sum(by_source), tf.gather(counts, only)]
-    # One source gives all rows, and has no others.
-    is_one = tf.reduce_all(tf.stack(numbers) == num_rows)
-    is_unit = tf.reduce_all(weights == tf.cast(ones, weights.dtype))
-
-    def none():
-        return bank[0][:0]
-
-    def one():
-        return bank[only]
-
-    def one_scaled():
-        column = tf.gather(weights, only, axis=1)
-        return scale(column if target is None else target.of(column), bank[only])
-
-    def many():
-        return _sum_of_many(weights, bank, counts, is_on, target)
-
-    index = tf.where(num_rows == 0, 0, tf.where(is_one, tf.where(is_unit, 1, 2), 3))
-    return tf.switch_case(index, [none, one, one_scaled, _apart(many)])
+    handle = bank.handle
+    if not has_gradient:
+        weights, handle = tf.stop_gradient(weights), tf.stop_gradient(handle)
+    total = function(weights, handle, bank.counts(), bank.is_on(), num_rows, *rows)
+    total.set_shape([None, *bank.shape])
+    return total
 
 
-def _apart(function):
-    """As a function of its own in the graph: where it is not called, it is one operation.
+@functools.cache
+def _sum_function(sources, weight_dtype, dtype, has_target):
+    """The function of `weighted_sum` for a number of sources, traced once in a process.
 
-    What is not taken of a branch costs time too: an executor walks all of its operations.
+    Its arguments are the weights, the bank's handle, counts and `is_on`, the number of the
+    target's rows and, where it is not of all samples, their samples, and which they are.
     """
-    if tf.executing_eagerly():
-        return function
-    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    signature = [
+        tf.TensorSpec((None, sources), weight_dtype),
+        tf.TensorSpec((), tf.variant),
+        tf.TensorSpec((sources,), tf.int32),
+        tf.TensorSpec((sources, None), tf.bool),
+        tf.TensorSpec((), tf.int32),
+    ]
+    if has_target:
+        signature += [tf.TensorSpec((None, 1), tf.int64), tf.TensorSpec((None,), tf.bool)]
+
+    def feature(handle, index):
+        return tf.raw_ops.TensorListGetItem(
+            input_handle=handle, index=index, element_shape=-1, element_dtype=dtype
+        )
+
+    def weighted_sum(weights, handle, counts, is_on, num_rows, index=None, target_is_on=None):
+        ones = tf.cast(weights != 0, tf.int32)
+        by_source = tf.reduce_sum(ones, axis=0)
+        only = tf.argmax(by_source, output_type=tf.int32)
+        numbers = [tf.reduce_max(by_source), tf.reduce_sum(by_source), tf.gather(counts, only)]
+        # One source gives all rows, and has no others.
+        is_one = tf.reduce_all(tf.stack(numbers) == num_rows)
+        is_unit = tf.reduce_all(weights == tf.cast(ones, weights.dtype))
+
+        def none():
+            return feature(handle, 0)[:0]
+
+        def one():
+            return feature(handle, only)
+
+        def one_scaled():
+            column = tf.gather(weights, only, axis=1)
+            return scale(column if index is None else tf.gather_nd(column, index), one())
+
+        # A function of its own in the graph, so that it is one operation where it is not called:
+        # an executor walks through all operations of the branches that are not taken.
+        @tf.function(autograph=False, experimental_attributes={"_noinline": True})
+        def many():
+            features = [feature(handle, j) for j in range(sources)]
+            return _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on)
+
+        case = tf.where(num_rows == 0, 0, tf.where(is_one, tf.where(is_unit, 1, 2), 3))
+        return tf.switch_case(case, [none, one, one_scaled, many])
+
+    return tf.function(weighted_sum, input_signature=signature, autograph=False)
 
 
-def _sum_of_many(weights, bank, counts, is_on, target):
+def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on):
     """`weighted_sum` where rows come from several sources, or are some of a source's."""
-    batch, sources = bank.batch, len(bank)
-    num_rows = batch if target is None else target.count
-    features = [bank[j] for j in range(sources)]
+    sources = len(features)
     is_open = weights != 0
     by_sample = tf.reduce_sum(tf.cast(is_open, tf.int32), axis=1)
     num_edges = tf.reduce_sum(by_sample)
@@ -201,11 +223,13 @@ def _sum_of_many(weights, bank, counts, is_on, target):
 
     def places(edges):
         """Row of each edge in the target."""
-        return edges[:, 1] if target is None else tf.gather(target.positions(), edges[:, 1])
+        if index is None:
+            return edges[:, 1]
+        return tf.gather(_positions(target_is_on), edges[:, 1])
 
     def terms(edges):
         """Features of each edge, source by source."""
-        positions = tf.gather_nd(tf.cumsum(tf.cast(is_on, tf.int32), axis=1) - 1, edges)
+        positions = tf.gather_nd(_positions(is_on), edges)
         positions = tf.dynamic_partition(positions, edges[:, 0], sources)
         return [tf.gather(x, p) for x, p in zip(features, positions, strict=True)]
 
@@ -216,7 +240,7 @@ def _sum_of_many(weights, bank, counts, is_on, target):
         found = edges()
         parts = tf.dynamic_partition(places(found), found[:, 0], sources)
         column = tf.reduce_sum(weights, axis=1)
-        column = column if target is None else target.of(column)
+        column = column if index is None else tf.gather_nd(column, index)
         return scale(column, tf.dynamic_stitch(parts, terms(found)))
 
     def summed():
@@ -225,10 +249,16 @@ def _sum_of_many(weights, bank, counts, is_on, target):
         scaled = scale(column, tf.concat(terms(found), axis=0))
         return tf.math.unsorted_segment_sum(scaled, places(found), num_rows)
 
+    batch = tf.shape(weights)[0]
     is_full = tf.reduce_all(counts == batch) & (num_rows == batch)
     is_dense = is_full & (
-        num_edges > tf.cast(_DENSE * sources * tf.cast(batch, tf.float32), tf.int32)
+        tf.cast(num_edges, tf.float32) > _DENSE * tf.cast(tf.size(weights), tf.float32)
     )
     is_stitched = (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)
-    index = tf.where(is_dense, 0, tf.where(is_stitched, 1, 2))
-    return tf.switch_case(index, [dense, stitched, summed])
+    case = tf.where(is_dense, 0, tf.where(is_stitched, 1, 2))
+    return tf.switch_case(case, [dense, stitched, summed])
+
+
+def _positions(is_on):
+    """int32 (..., batch), the row of each sample that is on."""
+    return tf.cumsum(tf.cast(is_on, tf.int32), axis=-1) - 1

@@ -4,14 +4,21 @@ Features are kept as rows, see `rows`: nothing is computed, read or written for 
 passes a node by. Training's form is in `aggregation.Features`, which needs no branches.
 """
 
-from collections.abc import Callable
-from typing import Literal, get_args
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from dgnet_keras.layers.aggregation import Route, Sources, column_gradient
+from dgnet_keras.layers.aggregation import (
+    ForwardFeatures,
+    Route,
+    Sources,
+    column_gradient,
+    only,
+)
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.router import pool
 from dgnet_keras.layers.rows import Bank, Rows, weighted_sum
@@ -26,9 +33,55 @@ def shapes_are_static() -> bool:
     return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
 
 
+_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced inside skips by `If` alone, which OpenVINO and LiteRT read as well."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def skipping_features(num_nodes: int) -> Sources:
+    """`Sources` for inference that skip: for each sample, or, inside `portable`, for a batch."""
+    return (BranchingFeatures if _portable.get() else SkippingFeatures)(num_nodes)
+
+
 def adds_losses(block: keras.layers.Layer) -> bool:
     """Whether a call of the block adds to the model's losses, which it cannot inside a branch."""
     return any(layer.activity_regularizer is not None for layer in block._flatten_layers())
+
+
+class BranchingFeatures(ForwardFeatures):
+    """`ForwardFeatures` that does not run a node, nor its router, which no sample of a batch takes.
+
+    It needs no operation but `If`, and skips as much as `SkippingFeatures` where a batch is one
+    sample.
+    """
+
+    def run(
+        self,
+        block: Callable[[tf.Tensor], tf.Tensor],
+        column: tf.Tensor,
+        is_on: tf.Tensor | None,
+        route: Route | None,
+    ) -> tf.Tensor | None:
+        """Runs the next node; see `Sources`."""
+        if is_on is None:
+            return super().run(block, column, is_on, route)
+        features, logits = _branch(
+            tf.reduce_any(is_on),
+            block,
+            self.output(column),
+            route and (lambda features: route(only(is_on, pool(features)))),
+            [tf.size(is_on), self._num_nodes - len(self._features)],
+        )
+        self._features.append(features)
+        return logits
 
 
 class SkippingFeatures(Sources):
@@ -42,7 +95,8 @@ class SkippingFeatures(Sources):
 
     def add(self, features: tf.Tensor, route: Route | None) -> tf.Tensor | None:
         """Adds node 0; see `Sources`."""
-        self._features, self._rows = [features], [None]
+        self._features = [features]
+        self._rows: list[Rows | None] = [None]
         self._bank = Bank([features], [None], tf.shape(features)[0])
         return route(pool(features)) if route else None
 
@@ -60,26 +114,17 @@ class SkippingFeatures(Sources):
             features = block(inputs)
             logits = route(pool(features)) if route else None
         else:
-            features, logits = self._run_some(block, inputs, rows, route)
+            features, logits = _branch(
+                rows.count > 0,
+                block,
+                inputs,
+                route and (lambda features: route(rows.spread(pool(features)))),
+                [self._bank.batch, self._num_nodes - len(self._features)],
+            )
         self._features.append(features)
         self._rows.append(rows)
         self._bank.add(features, rows)
         return logits
-
-    def _run_some(self, block, inputs, rows, route):
-        """Features of the rows, and the logits of the whole batch, which are 0 without rows."""
-        num_edges = self._num_nodes - len(self._features)
-
-        def on():
-            features = block(inputs)
-            return features, *([route(rows.spread(pool(features)))] if route else [])
-
-        def off():
-            zeros = tf.zeros([self._bank.batch, num_edges], gate_dtype(inputs.dtype))
-            return inputs, *([zeros] if route else [])
-
-        features, *logits = tf.cond(rows.count > 0, on, off)
-        return features, logits[0] if route else None
 
     def output(self, column: tf.Tensor) -> tf.Tensor:
         """What the output takes in; see `Sources`."""
@@ -100,6 +145,23 @@ class SkippingFeatures(Sources):
                     weighted_sum(column[:, j, None], upstreams, r) for j, r in enumerate(rows)
                 )
 
-            return weighted_sum(column, bank, target), gradient
+            return weighted_sum(column, bank, target, has_gradient=False), gradient
 
         return apply(column, *self._features)
+
+
+def _branch(condition, block, inputs, route, shape):
+    """Features and logits of a block if it is to be run, else `inputs` and zeros of `shape`.
+
+    `route` makes logits of features; None: there are none.
+    """
+
+    def on():
+        features = block(inputs)
+        return features, *([route(features)] if route else [])
+
+    def off():
+        return inputs, *([tf.zeros(shape, gate_dtype(inputs.dtype))] if route else [])
+
+    features, *logits = tf.cond(condition, on, off)
+    return features, logits[0] if route else None

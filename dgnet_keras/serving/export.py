@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from dgnet_keras.adjacencies import check_network
 from dgnet_keras.complexity import count_macs
+from dgnet_keras.layers import skipping
 from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
@@ -35,6 +36,7 @@ def export_saved_model(
     version: int = 1,
     labels: Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
+    portable: bool = False,
 ) -> pathlib.Path:
     """Writes `directory/<version>/`, a SavedModel that takes raw images.
 
@@ -67,6 +69,8 @@ def export_saved_model(
         labels: names of the classes, in order; None means "0", "1", ...
         image_size: (height, width) or an int, in pixels, that the model computes at; None means
             `model.preprocessing.image_size`.
+        portable: whether other runtimes than TensorFlow are to read it, such as OpenVINO. A node
+            is then skipped where no image of a request takes it, not image by image.
 
     Returns:
         `pathlib.Path` of the version's folder.
@@ -81,7 +85,12 @@ def export_saved_model(
             labels, version or image size do not fit.
     """
     return write_saved_model(
-        model, directory, version=version, labels=labels, image_size=image_size
+        model,
+        directory,
+        version=version,
+        labels=labels,
+        image_size=image_size,
+        portable=portable,
     )
 
 
@@ -92,6 +101,7 @@ def write_saved_model(
     version: int,
     labels: Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
+    portable: bool = False,
     training: dict[str, Any] | None = None,
     refuse_changes: bool = False,
 ) -> pathlib.Path:
@@ -103,6 +113,7 @@ def write_saved_model(
         version: as there.
         labels: as there.
         image_size: as there.
+        portable: as there.
         training: see `training_record`; None where nothing is known.
         refuse_changes: whether there is a `ValueError` in place of the warning.
     """
@@ -125,12 +136,13 @@ def write_saved_model(
             file = pathlib.Path(folder) / LABELS
             file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
             module.labels_file = tf.saved_model.Asset(str(file))
-            tf.saved_model.save(
-                module,
-                str(scratch),
-                signatures=signatures,
-                options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
-            )
+            with skipping.portable() if portable else contextlib.nullcontext():
+                tf.saved_model.save(
+                    module,
+                    str(scratch),
+                    signatures=signatures,
+                    options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
+                )
         _write_warmup(scratch / WARMUP, signatures, preprocessing, target.parent.name)
         card = model_card(model, preprocessing, signatures, training)
         (scratch / CARD).write_text(json.dumps(card, indent=2) + "\n")

@@ -2,8 +2,8 @@
 
 python tests/serving/saved_model_runtimes.py RUNTIME JOBS ANSWERS
 
-JOBS holds a pickled dict of row to (directory, tensors of the signatures, requests); a request is
-(signature, inputs). ANSWERS gets a dict of row to a list of dicts of arrays.
+JOBS holds a pickled dict of row to (directory, directory of the portable export, tensors of the
+signatures, requests); a request is (signature, inputs). ANSWERS gets a dict of row to a list of dicts of arrays.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ sys.modules["keras"] = sys.modules["tf_keras"] = None
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 
-def tensorflow(directory, tensors, requests):
+def tensorflow(directory, portable, tensors, requests):
     """TensorFlow's own loader; every operation must be one that TensorFlow brings."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
@@ -42,7 +42,7 @@ def _constants(inputs):
     return {name: tf.constant(value) for name, value in inputs.items()}
 
 
-def c_api(directory, tensors, requests):
+def c_api(directory, portable, tensors, requests):
     """TensorFlow's C API, as TensorFlow Serving's loader."""
     from benchmarks.serving.c_api import SavedModel
 
@@ -52,7 +52,7 @@ def c_api(directory, tensors, requests):
     return answers
 
 
-def openvino(directory, tensors, requests):
+def openvino(directory, portable, tensors, requests):
     """OpenVINO, which reads `serving_default` alone."""
     from openvino import Core
 
@@ -60,7 +60,7 @@ def openvino(directory, tensors, requests):
 
     core = Core()
     core.add_extension(extension())
-    model = core.read_model(directory)
+    model = core.read_model(portable)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [
         {key.get_any_name(): value.copy() for key, value in compiled(inputs).items()}

@@ -53,7 +53,7 @@ def expected_answers(model, preprocessing):
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """Row to (directory, tensors, requests), and row to what Keras answers."""
+    """Row to a job of `saved_model_runtimes`, and row to what Keras answers."""
     folder = tmp_path_factory.mktemp("exports")
     requests = [("serving_default", {"images": raw_images(shape)}) for shape in SHAPES]
     requests.append(("predict_jpeg", {"image_bytes": encoded_images()}))
@@ -62,9 +62,13 @@ def jobs(tmp_path_factory):
     for row in CATALOG:
         model = randomize(create(row))
         directory = dg.export_saved_model(model, folder / row, image_size=SIZE)
+        portable = dg.export_saved_model(
+            model, folder / f"{row}_portable", portable=True, image_size=SIZE
+        )
         config = {**model.preprocessing.to_config(), "image_size": SIZE}
         expected[row] = expected_answers(model, dg.Preprocessing(**config))
-        jobs[row] = (directory, c_api.signature_tensors(directory), requests)
+        tensors = c_api.signature_tensors(directory)
+        jobs[row] = (directory, portable, tensors, requests)
     return jobs, expected
 
 
