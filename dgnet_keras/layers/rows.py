@@ -63,26 +63,34 @@ class Rows:
 
 
 def take(features: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Rows of features at positions in rising order; not copied where that is all of them."""
-    is_all = tf.size(positions) == tf.shape(features)[0]
+    """Rows of features at positions that do not fall; not copied where they are all rows."""
+    count = tf.shape(features)[0]
+    is_all = tf.size(positions) == count
+    is_all &= tf.reduce_all(positions[:count] == tf.range(tf.size(positions))[:count])
     return tf.cond(is_all, lambda: features, lambda: tf.gather(features, positions))
+
+
+def column_of(weights: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
+    """`weights`, (rows,), as (rows, 1, 1, 1) in the dtype of the features."""
+    return tf.reshape(tf.cast(weights, features.dtype), [-1, 1, 1, 1])
 
 
 def scale(weights: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
     """`weights`, (rows,), times `features`, (rows, height, width, channels), in their dtype."""
-    return tf.reshape(tf.cast(weights, features.dtype), [-1, 1, 1, 1]) * features
+    return column_of(weights, features) * features
 
 
-def dense_sum(weights: Sequence[tf.Tensor], features: Sequence[tf.Tensor]) -> tf.Tensor:
-    """`sum_j weights[j] * features[j]`; weights (rows,), features (rows, height, width, channels).
-
-    The terms are added in their order, however many there are.
-    """
-    terms = [scale(w, x) for w, x in zip(weights, features, strict=True)]
+def add_in_order(terms: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The sum of tensors, added one after the other: `tf.add_n` adds more than eight otherwise."""
     total = tf.add_n(terms[:_IN_ORDER])
     for start in range(_IN_ORDER, len(terms), _IN_ORDER - 1):
         total = tf.add_n([total, *terms[start : start + _IN_ORDER - 1]])
     return total
+
+
+def dense_sum(weights: Sequence[tf.Tensor], features: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`sum_j weights[j] * features[j]` of features (rows, height, width, channels), in order."""
+    return add_in_order([scale(w, x) for w, x in zip(weights, features, strict=True)])
 
 
 class Bank:
@@ -236,6 +244,19 @@ def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on
     def dense():
         return dense_sum(tf.unstack(weights, axis=1), features)
 
+    def padded():
+        """As `dense`, over rows of the target; another sample's where a source has none."""
+        every = tf.range(tf.shape(weights)[0])
+        samples = every if index is None else tf.cast(index[:, 0], tf.int32)
+        rows = tf.maximum(tf.gather(_positions(is_on), samples, axis=1), 0)
+        columns = tf.unstack(tf.gather(weights, samples), axis=1)
+        # Another sample's NaN times 0 must be 0.
+        terms = [
+            tf.math.multiply_no_nan(take(x, p), column_of(w, x))
+            for x, p, w in zip(features, tf.unstack(rows), columns, strict=True)
+        ]
+        return add_in_order(terms)
+
     def stitched():
         found = edges()
         parts = tf.dynamic_partition(places(found), found[:, 0], sources)
@@ -250,13 +271,15 @@ def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on
         return tf.math.unsorted_segment_sum(scaled, places(found), num_rows)
 
     batch = tf.shape(weights)[0]
-    is_full = tf.reduce_all(counts == batch) & (num_rows == batch)
-    is_dense = is_full & (
-        tf.cast(num_edges, tf.float32) > _DENSE * tf.cast(tf.size(weights), tf.float32)
-    )
-    is_stitched = (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)
-    case = tf.where(is_dense, 0, tf.where(is_stitched, 1, 2))
-    return tf.switch_case(case, [dense, stitched, summed])
+    most = tf.cast(num_edges, tf.float32) > _DENSE * tf.cast(num_rows * sources, tf.float32)
+    cases = [
+        (dense, most & tf.reduce_all(counts == batch) & (num_rows == batch)),
+        (stitched, (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)),
+        (padded, most & tf.reduce_all(counts > 0)),
+        (summed, tf.constant(True)),
+    ]
+    case = tf.argmax(tf.stack([condition for _, condition in cases]), output_type=tf.int32)
+    return tf.switch_case(case, [branch for branch, _ in cases])
 
 
 def _positions(is_on):

@@ -108,7 +108,7 @@ class SkippingFeatures(Sources):
         route: Route | None,
     ) -> tf.Tensor | None:
         """Runs the next node; see `Sources`."""
-        rows = None if is_on is None else Rows(is_on)
+        rows = None if is_on is None else Rows(is_on | _nearly_all(column, is_on))
         inputs = self._aggregate(column, rows)
         if rows is None:
             features = block(inputs)
@@ -148,6 +148,19 @@ class SkippingFeatures(Sources):
             return weighted_sum(column, bank, target, has_gradient=False), gradient
 
         return apply(column, *self._features)
+
+
+def _nearly_all(column, is_on):
+    """Whether to compute a node for all samples, so that sums over its features are dense.
+
+    It is where most edges into it are open and most samples on: see docs/performance.md.
+    """
+    on = tf.reduce_sum(tf.cast(is_on, tf.int32))
+    batch, sources = tf.size(is_on), column.shape[1]
+    if sources == 1:
+        return on * 16 > batch * 15
+    edges = tf.math.count_nonzero(column, dtype=tf.int32)
+    return (on * 4 > batch * 3) & (edges * 2 > on * 3)
 
 
 def _branch(condition, block, inputs, route, shape):
