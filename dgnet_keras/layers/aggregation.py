@@ -4,6 +4,7 @@ It moves bytes and computes little, so what counts is how often a feature map is
 written. `docs/performance.md` has the measurements behind each choice here.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -135,11 +136,18 @@ class Features(Sources):
 
     Batch normalisation takes its statistics from the samples that are on. With `skip` the others
     are not computed: features have rows, and so have their gradients.
+
+    Args:
+        num_nodes: N, the number of nodes.
+        skip: whether samples that pass a node by are not computed.
+        closed_learn: whether weights of closed edges have a gradient, for which the features on
+            both sides of each of them are read.
     """
 
-    def __init__(self, num_nodes: int, *, skip: bool = False) -> None:
+    def __init__(self, num_nodes: int, *, skip: bool = False, closed_learn: bool = True) -> None:
         self._num_nodes = num_nodes
         self._skip = skip
+        self._closed_learn = closed_learn
         self._features: list[tf.Tensor] = []
         self._rows: list[Rows | None] = []
         self._references: list[list[tf.Tensor]] = []
@@ -224,7 +232,8 @@ class Features(Sources):
         def apply(column_in, *references):
             def gradient(upstream):
                 # The sources scale `upstream` for themselves, in the gradient of `_add`.
-                d_column = column_gradient(upstream, target, features, rows, column.dtype)
+                which = column != 0 if self._skip and not self._closed_learn else None
+                d_column = column_gradient(upstream, target, features, rows, column.dtype, which)
                 return d_column, *(upstream for _ in features)
 
             total = self._sum(column_in, references, rows, target, has_gradient=False)
@@ -249,28 +258,13 @@ def _dense_sum_now(weights, features):
     return dense_sum([tf.identity(w) for w in weights], features)
 
 
-def _products(a, rows_a, b, rows_b, dtype):
-    """Inner product of each sample's features, (batch,): 0 for those without a row in both."""
-    if rows_a is None and rows_b is None:
-        return _inner_product(a, b, dtype)
-    if rows_a is None or rows_b is None:
-        both = (rows_a or rows_b).is_on
-    else:
-        both = rows_a.is_on & rows_b.is_on
-    samples = tf.cast(tf.where(both)[:, 0], tf.int32)
-    a, b = (
-        take(x, samples if rows is None else tf.gather(rows.positions(), samples))
-        for x, rows in ((a, rows_a), (b, rows_b))
-    )
-    return tf.scatter_nd(samples[:, None], _inner_product(a, b, dtype), tf.shape(both))
-
-
 def column_gradient(
     upstream: tf.Tensor,
     target: Rows | None,
     features: Sequence[tf.Tensor],
     rows: Sequence[Rows | None],
     dtype: tf.DType,
+    which: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """A column's gradient, (batch, sources): inner products of `upstream` and the features.
 
@@ -280,11 +274,27 @@ def column_gradient(
         features: of each source.
         rows: of each source.
         dtype: of the column.
+        which: boolean (batch, sources), the edges that have one; None for all.
     """
+    columns = [None] * len(features) if which is None else tf.unstack(which, axis=1)
     products = [
-        _products(upstream, target, x, r, dtype) for x, r in zip(features, rows, strict=True)
+        _products(upstream, target, x, r, dtype, w)
+        for x, r, w in zip(features, rows, columns, strict=True)
     ]
     return tf.stack(products, axis=1)
+
+
+def _products(a, rows_a, b, rows_b, dtype, which):
+    """Inner product of each sample's features, (batch,): 0 for those without a row in both."""
+    known = [m for m in (which, rows_a and rows_a.is_on, rows_b and rows_b.is_on) if m is not None]
+    if not known:
+        return _inner_product(a, b, dtype)
+    samples = tf.cast(tf.where(functools.reduce(tf.logical_and, known))[:, 0], tf.int32)
+    a, b = (
+        take(x, samples if rows is None else tf.gather(rows.positions(), samples))
+        for x, rows in ((a, rows_a), (b, rows_b))
+    )
+    return tf.scatter_nd(samples[:, None], _inner_product(a, b, dtype), tf.shape(known[0]))
 
 
 def _inner_product(a, b, dtype):

@@ -295,7 +295,9 @@ class GraphStage(Composite):
         asked = self.options.skip_in_training if training else self.options.skip
         skip = asked == "auto" and not shapes_are_static()
         if training:
-            return Features(graph.num_blocks, skip=skip)
+            # The gate "masked" gives closed edges none.
+            closed_learn = self.options.gate != "masked"
+            return Features(graph.num_blocks, skip=skip, closed_learn=closed_learn)
         skip = skip and not any(map(adds_losses, self.blocks))
         return (skipping_features if skip else ForwardFeatures)(graph.num_blocks)
 
