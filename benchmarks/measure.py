@@ -4,8 +4,10 @@ Imports TensorFlow only where it is asked for, so that a command that starts pro
 """
 
 import ctypes
+import dataclasses
 import gc
 import json
+import math
 import os
 import pathlib
 import platform
@@ -18,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 WARMUP = 2  # turns
 
 
-def in_turns(steps, repeats):
+def in_turns(steps, repeats, seconds=math.inf):
     """Times functions in alternating turns, after `WARMUP` turns that do not count.
 
     In a turn each function runs once; the order is rotated from turn to turn, so that no function
@@ -27,13 +29,17 @@ def in_turns(steps, repeats):
     Args:
         steps: dict of name to function without arguments, which returns when its work is done.
         repeats: dict of name to number of timed turns; a function sits out the turns after these.
+        seconds: after which no further turn begins; one is timed in any case.
 
     Returns:
         Dict of name to list of seconds, in the order of the turns.
     """
     names = list(steps)
     times = {name: [] for name in names}
+    begin = time.perf_counter()
     for turn in range(WARMUP + max(repeats.values())):
+        if turn > WARMUP and time.perf_counter() - begin > seconds:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             if turn >= WARMUP + repeats[name]:
@@ -43,6 +49,57 @@ def in_turns(steps, repeats):
             if turn >= WARMUP:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row to measure.
+
+    Attributes:
+        settings: dict of what the row is of, which no two rows of a file share.
+        repeats: dict of contestant to timed steps, or to processes.
+    """
+
+    settings: dict
+    repeats: dict
+
+
+def elsewhere(command, job):
+    """What a command of the benchmarks prints as its last line, JSON, in a process of its own.
+
+    Args:
+        command: list of the module's name and its arguments.
+        job: what the command gets as `--job`, as JSON.
+
+    Raises:
+        RuntimeError: if that fails; it has said why on stderr.
+    """
+    job = json.dumps(job)
+    command = [sys.executable, "-m", *command, "--job", job]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"Measuring failed with exit code {done.returncode}: {job}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fill(jobs, rows, measure_row, again=False):
+    """Measures the jobs that `rows`, a `RowFile`, lacks, or all; prints and adds them.
+
+    Args:
+        jobs: iterable of `Job`; the next is asked for when the row before is there.
+        rows: the file.
+        measure_row: function of a job to its row.
+        again: whether to measure the jobs whose rows are there, too.
+    """
+    for job in jobs:
+        row = rows.find(job.settings, job.repeats)
+        if row and not again:
+            commit = row["environment"]["commit"]
+            print(f"Measured before, at commit {commit}: {job.settings}", file=sys.stderr)
+            continue
+        row = measure_row(job)
+        rows.add(row)
+        print(json.dumps(row), flush=True)
 
 
 def rounded(value):

@@ -30,7 +30,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -69,22 +68,10 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 MODES = ("train", "inference")
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A row to measure.
-
-    Attributes:
-        settings: dict of what the row is of; names the table, `measure` (`"time"`, `"cost"` or
-            `"bandwidth"`) and the contestants.
-        repeats: dict of contestant to timed steps, or to processes.
-    """
-
-    settings: dict
-    repeats: dict
-
-
 def plan(table, options):
     """The jobs of a table, in order.
+
+    Settings name the table, `measure` (`"time"`, `"cost"` or `"bandwidth"`), and the contestants.
 
     Args:
         table: of `TABLES`.
@@ -105,12 +92,12 @@ def _time_job(contestants, options, **settings):
     repeats = dict.fromkeys(contestants, options.repeats)
     if "keras_groups" in repeats:
         repeats["keras_groups"] = min(options.peer_repeats, options.repeats)
-    return Job({**settings, "measure": "time", "contestants": contestants}, repeats)
+    return measure.Job({**settings, "measure": "time", "contestants": contestants}, repeats)
 
 
 def _cost_job(contestants, options, **settings):
     repeats = dict.fromkeys(contestants, options.processes)
-    return Job({**settings, "measure": "cost", "contestants": contestants}, repeats)
+    return measure.Job({**settings, "measure": "cost", "contestants": contestants}, repeats)
 
 
 def _plan_models(options):
@@ -169,7 +156,7 @@ def _plan_aggregation(options):
     shapes = speed_aggregation.QUICK_SHAPES if options.quick else speed_aggregation.SHAPES
     size = speed_aggregation.ARRAY_BYTES // (100 if options.quick else 1)
     settings = {"table": "aggregation", "measure": "bandwidth", "array_bytes": size}
-    jobs = [Job(settings, {"all": options.repeats})]
+    jobs = [measure.Job(settings, {"all": options.repeats})]
     for batch, size, channels, sources in shapes:
         for mode in ("sum", "gradient"):
             names = [n for n in speed_aggregation.IMPLEMENTATIONS if mode == "sum" or n != "add_n"]
@@ -197,12 +184,8 @@ def measure_elsewhere(settings, repeats, contestant=None):
     Raises:
         RuntimeError: if that fails; it has said why on stderr.
     """
-    job = json.dumps({"settings": settings, "repeats": repeats, "contestant": contestant})
-    command = [sys.executable, "-m", "benchmarks.speed", settings["table"], "--job", job]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=measure.ROOT)
-    if done.returncode:
-        raise RuntimeError(f"Measuring failed with exit code {done.returncode}: {job}")
-    return json.loads(done.stdout.splitlines()[-1])
+    job = {"settings": settings, "repeats": repeats, "contestant": contestant}
+    return measure.elsewhere(["benchmarks.speed", settings["table"]], job)
 
 
 def measure_row(job):
@@ -219,19 +202,6 @@ def measure_row(job):
         **speed_networks.summarize_costs(costs, names),
         "environment": costs[names[-1]][-1]["environment"],
     }
-
-
-def run(jobs, rows, again=False):
-    """Measures the jobs that `rows`, a `measure.RowFile`, lacks, or all; prints and adds them."""
-    for job in jobs:
-        row = rows.find(job.settings, job.repeats)
-        if row and not again:
-            commit = row["environment"]["commit"]
-            print(f"Measured before, at commit {commit}: {job.settings}", file=sys.stderr)
-            continue
-        row = measure_row(job)
-        rows.add(row)
-        print(json.dumps(row), flush=True)
 
 
 def parse(argv=None):
@@ -296,7 +266,7 @@ def main(argv=None):
     path = args.output / f"speed_{args.table}{suffix}.json"
     try:
         rows = measure.RowFile(path)
-        run(plan(args.table, args), rows, args.again)
+        measure.fill(plan(args.table, args), rows, measure_row, args.again)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     speed_plots.draw(args.table, rows.rows, path.with_suffix(".png"))

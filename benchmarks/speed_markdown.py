@@ -64,7 +64,8 @@ def _batch(name, rows):
     return _find(rows, model=name, mode="train", measure="time")["settings"]["batch"]
 
 
-def _ratio(row, pair):
+def ratio_cell(row, pair):
+    """Median and quartiles of a ratio of a row, as a cell."""
     if row is None or pair not in row["ratios"]:
         return "-"
     ratio = row["ratios"][pair]
@@ -86,8 +87,8 @@ def _against_twin(name, rows):
     cells = [
         f"`{name}`",
         str(batch),
-        _ratio(train, pair),
-        *(_ratio(row, pair) for row in inference),
+        ratio_cell(train, pair),
+        *(ratio_cell(row, pair) for row in inference),
         *(_cost(row, pair) for row in memory),
         _cost(memory[0], pair, "compile_ratios"),
     ]
@@ -131,7 +132,7 @@ def _of_nodes(nodes, rows):
 
 def _of_grid(key, value, rows):
     modes = ("train", "inference")
-    cells = [_ratio(_find(rows, **{key: value}, mode=mode), "dynamic/chain") for mode in modes]
+    cells = [ratio_cell(_find(rows, **{key: value}, mode=mode), "dynamic/chain") for mode in modes]
     return f"| {' | '.join([str(value), *cells])} |"
 
 

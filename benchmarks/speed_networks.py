@@ -79,7 +79,7 @@ def tracing(contestant):
         yield
 
 
-def prepare(model, mode, batch, contestant):
+def prepare(model, mode, batch, contestant, batches=None, learning_rate=1e-3):
     """Traces a step, without XLA.
 
     Args:
@@ -88,19 +88,23 @@ def prepare(model, mode, batch, contestant):
             `"inference"`.
         batch: number of images.
         contestant: its name.
+        batches: list of images, (batch, height, width, channels), each of which takes a step of its
+            own; None means random ones, once.
+        learning_rate: of the training step; with 0 the weights stay as they are.
 
     Returns:
-        A function without arguments that does a step, the seconds that tracing took, and the MiB
-        of the variables, those of the optimizer included.
+        A function without arguments that does a step with each of the batches, the seconds that
+        tracing took, and the MiB of the variables, those of the optimizer included.
     """
     import keras
     import tensorflow as tf
 
-    images = tf.random.stateless_normal((batch, *model.input_shape[1:]), (0, 0))
+    if batches is None:
+        batches = [tf.random.stateless_normal((batch, *model.input_shape[1:]), (0, 0))]
     labels = tf.range(batch) % model.output_shape[-1]
     weights = list(model.weights)
     if mode == "train":
-        optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+        optimizer = keras.optimizers.SGD(learning_rate, momentum=0.9)
         optimizer.build(model.trainable_variables)
         weights += optimizer.variables
 
@@ -119,13 +123,19 @@ def prepare(model, mode, batch, contestant):
     def infer(images):
         return model(images, training=False)
 
-    function, inputs = (train, (images, labels)) if mode == "train" else (infer, (images,))
+    function, rest = (train, (labels,)) if mode == "train" else (infer, ())
     start = time.perf_counter()
     with tracing(contestant):
-        concrete = function.get_concrete_function(*inputs)
+        concrete = function.get_concrete_function(batches[0], *rest)
     seconds = time.perf_counter() - start
     variables_mib = sum(math.prod(w.shape) * w.value.dtype.size for w in weights) / 2**20
-    return lambda: concrete(*inputs).numpy(), seconds, variables_mib
+
+    def step():
+        for images in batches:
+            result = concrete(images, *rest).numpy()
+        return result
+
+    return step, seconds, variables_mib
 
 
 def count_macs(model):

@@ -40,7 +40,13 @@ def draw(table, rows, path):
 
     figures = {"models": _models, "nodes": _nodes, "aggregation": _aggregation}
     rows = _richest(rows)
-    figure = figures.get(table, _grid)(plt, rows)
+    finish(figures.get(table, _grid)(plt, rows), rows, path)
+
+
+def finish(figure, rows, path):
+    """Writes below a figure what machine its rows are from, saves it as a PNG, and closes it."""
+    import matplotlib.pyplot as plt
+
     first = rows[0]["environment"]
     commits = sorted({str(row["environment"]["commit"]) for row in rows})
     onednn = {True: "on", False: "off", None: "unknown"}[first["onednn"]]

@@ -116,7 +116,8 @@ def test_a_table_goes_on_where_it_stopped(monkeypatch, tmp_path):
     asked = fake_measurements(monkeypatch)
     command = ["nodes", "--repeats", "3", "--processes", "2", "--output", str(tmp_path)]
     jobs = speed.plan("nodes", speed.parse(command))
-    speed.run(jobs[:2], measure.RowFile(tmp_path / "speed_nodes.json"))
+    rows = measure.RowFile(tmp_path / "speed_nodes.json")
+    measure.fill(jobs[:2], rows, speed.measure_row)
     assert asked == ["train", "inference"]
     speed.main(command)
     rows = json.loads((tmp_path / "speed_nodes.json").read_text())
