@@ -25,14 +25,13 @@ def create(settings, wiring, skip="never", **spec):
     import keras
 
     import dgnet_keras as dg
-    from dgnet_keras.layers.options import GraphOptions
 
     keras.utils.set_random_seed(0)
     options = {}
     if wiring == "dynamic":
-        options = {"skip": skip, "skip_in_training": skip}
-        options = {k: v for k, v in options.items() if k in GraphOptions.names()}
-        options |= {
+        options = {
+            "skip": skip,
+            "skip_in_training": skip,
             "threshold": skipping_paths.THRESHOLD,
             "edge_scale": skipping_paths.EDGE_SCALE,
             "init": "static",

@@ -10,7 +10,7 @@ import math
 THRESHOLD = 1 - 1e-6  # edge weights of 2 * sigmoid(logit) lie above it where the logit is positive
 EDGE_SCALE = 2.0
 LIMIT = 0.1  # of the logits that choose
-OPEN, CLOSED = 0.05, -3.0  # biases
+OPEN, CLOSED = 0.0, -3.0  # biases; an edge of bias 0 has weight 1
 
 
 def lengths(share_on, num_blocks, source):

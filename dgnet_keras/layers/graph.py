@@ -9,14 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dgnet_keras.layers.aggregation import Features, ForwardFeatures
 from dgnet_keras.layers.composite import Change, Composite, serialized, settle_flags
 from dgnet_keras.layers.edges import Edges, FixedEdges, RoutedEdges
 from dgnet_keras.layers.gate import gate_dtype, make_gate
 from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.layers.router import Router
-from dgnet_keras.layers.skipping import adds_losses, shapes_are_static, skipping_features
+from dgnet_keras.layers.skipping import check_normalization, make_sources
 from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
 
 
@@ -188,6 +187,8 @@ class GraphStage(Composite):
                     f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
                 )
             settle_flags(block)
+        if self.options.wiring in ROUTED:
+            check_normalization(self.blocks, self.name)
         for graph, j in self._sources():
             if self.options.wiring == "dynamic":
                 self._routers[str(j)].build(shapes[0])
@@ -253,7 +254,7 @@ class GraphStage(Composite):
                 for block in blocks[1:]:
                     features = block(features)
             else:
-                sources = self._make_sources(graph, training)
+                sources = make_sources(blocks, self.options, training)
                 features = _run_graph(blocks, features, edges, sources)
             found[graph.key] = edges.adjacency()
         return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
@@ -289,17 +290,6 @@ class GraphStage(Composite):
             training=training,
             **sources,
         )
-
-    def _make_sources(self, graph, training):
-        """What runs a graph's nodes: with skipping where it is asked for, and can be."""
-        asked = self.options.skip_in_training if training else self.options.skip
-        skip = asked == "auto" and not shapes_are_static()
-        if training:
-            # The gate "masked" gives closed edges none.
-            closed_learn = self.options.gate != "masked"
-            return Features(graph.num_blocks, skip=skip, closed_learn=closed_learn)
-        skip = skip and not any(map(adds_losses, self.blocks))
-        return (skipping_features if skip else ForwardFeatures)(graph.num_blocks)
 
     def compute_output_spec(
         self,

@@ -6,13 +6,14 @@ passes a node by. Training's form is in `aggregation.Features`, which needs no b
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
 from dgnet_keras.layers.aggregation import (
+    Features,
     ForwardFeatures,
     Route,
     Sources,
@@ -20,18 +21,11 @@ from dgnet_keras.layers.aggregation import (
     only,
 )
 from dgnet_keras.layers.gate import gate_dtype
+from dgnet_keras.layers.normalization import BatchNormalization
+from dgnet_keras.layers.options import GraphOptions
 from dgnet_keras.layers.router import pool
 from dgnet_keras.layers.rows import Bank, Rows, weighted_sum
-
-
-def shapes_are_static() -> bool:
-    """Whether what is being traced is for XLA, which needs to know how many rows there are.
-
-    So it is on a TPU, and under `jit_compile=True`.
-    """
-    graph = tf.compat.v1.get_default_graph()
-    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
-
+from dgnet_keras.user_warnings import warn
 
 _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
@@ -46,14 +40,52 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
-def skipping_features(num_nodes: int) -> Sources:
-    """`Sources` for inference that skip: for each sample, or, inside `portable`, for a batch."""
-    return (BranchingFeatures if _portable.get() else SkippingFeatures)(num_nodes)
+def make_sources(
+    blocks: Sequence[keras.layers.Layer], options: GraphOptions, training: bool | None
+) -> Sources:
+    """What runs a graph's nodes: with skipping where the options ask for it, and it can be."""
+    asked = options.skip_in_training if training else options.skip
+    skip = asked == "auto" and not _shapes_are_static()
+    if training:
+        skip = skip and not any(map(_other_normalization, blocks))
+        # The gate "masked" gives closed edges no gradient.
+        return Features(len(blocks), skip=skip, closed_learn=options.gate != "masked")
+    if not skip or any(map(_adds_losses, blocks)):
+        return ForwardFeatures(len(blocks))
+    return (BranchingFeatures if _portable.get() else SkippingFeatures)(len(blocks))
 
 
-def adds_losses(block: keras.layers.Layer) -> bool:
+def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None:
+    """Warns of batch normalisation whose statistics would be of the samples that are off, too."""
+    if others := [layer.path for block in blocks[1:] for layer in _other_normalization(block)]:
+        warn(
+            f"Stage {name!r} has batch normalisation of Keras's own: {', '.join(others)}. It takes "
+            "its statistics from all samples, also from those that do not take the node, and "
+            "training computes the node for them. `dgnet_keras.layers.BatchNormalization` does not."
+        )
+
+
+def _shapes_are_static():
+    """Whether what is being traced is for XLA, which needs to know how many rows there are.
+
+    So it is on a TPU, and under `jit_compile=True`.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+
+
+def _adds_losses(block):
     """Whether a call of the block adds to the model's losses, which it cannot inside a branch."""
     return any(layer.activity_regularizer is not None for layer in block._flatten_layers())
+
+
+def _other_normalization(block):
+    return [
+        layer
+        for layer in block._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and not isinstance(layer, BatchNormalization)
+    ]
 
 
 class BranchingFeatures(ForwardFeatures):
