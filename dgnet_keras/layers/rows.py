@@ -209,20 +209,26 @@ def _sum_function(sources, weight_dtype, dtype, has_target):
         # an executor walks through all operations of the branches that are not taken.
         @tf.function(autograph=False, experimental_attributes={"_noinline": True})
         def many():
-            features = [feature(handle, j) for j in range(sources)]
-            return _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on)
+            def pick(j):
+                return feature(handle, j)
+
+            return _sum_of_many(weights, pick, counts, is_on, num_rows, index, target_is_on)
 
         case = tf.where(num_rows == 0, 0, tf.where(is_one, tf.where(is_unit, 1, 2), 3))
         return tf.switch_case(case, [none, one, one_scaled, many])
 
-    return tf.function(weighted_sum, input_signature=signature, autograph=False)
+    # Traced outside of what is being built now: gradients would have it traced each time.
+    with tf.init_scope():
+        return tf.function(weighted_sum, autograph=False).get_concrete_function(*signature)
 
 
-def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on):
+def _sum_of_many(weights, pick, counts, is_on, num_rows, index, target_is_on):
     """`weighted_sum` where rows come from several sources, or are some of a source's."""
-    sources = len(features)
+    sources = weights.shape[1]
+    features = [pick(j) for j in range(sources)]
     is_open = weights != 0
     by_sample = tf.reduce_sum(tf.cast(is_open, tf.int32), axis=1)
+    by_source = tf.reduce_sum(tf.cast(is_open, tf.int32), axis=0)
     num_edges = tf.reduce_sum(by_sample)
 
     def edges():
@@ -257,6 +263,13 @@ def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on
         ]
         return add_in_order(terms)
 
+    def picked():
+        only = tf.argmax(by_source, output_type=tf.int32)
+        samples = tf.where(by_sample > 0)[:, 0]
+        positions = _positions(tf.gather(is_on, only))
+        column = tf.gather(tf.gather(weights, only, axis=1), samples)
+        return scale(column, tf.gather(pick(only), tf.gather(positions, samples)))
+
     def stitched():
         found = edges()
         parts = tf.dynamic_partition(places(found), found[:, 0], sources)
@@ -272,9 +285,11 @@ def _sum_of_many(weights, features, counts, is_on, num_rows, index, target_is_on
 
     batch = tf.shape(weights)[0]
     most = tf.cast(num_edges, tf.float32) > _DENSE * tf.cast(num_rows * sources, tf.float32)
+    is_single = (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)
     cases = [
         (dense, most & tf.reduce_all(counts == batch) & (num_rows == batch)),
-        (stitched, (tf.reduce_max(by_sample) == 1) & (num_edges == num_rows)),
+        (picked, is_single & (tf.reduce_max(by_source) == num_edges)),
+        (stitched, is_single),
         (padded, most & tf.reduce_all(counts > 0)),
         (summed, tf.constant(True)),
     ]
