@@ -153,7 +153,8 @@ def weighted_sum(
     Returns:
         Tensor (rows of `target`, height, width, channels).
     """
-    function = _sum_function(weights.shape[1], weights.dtype, bank.dtype, target is not None)
+    signature = weights.shape[1], weights.dtype, bank.dtype, target is not None
+    function = _sum_function(*signature, eager=tf.executing_eagerly())
     rows = [] if target is None else [target.index, target.is_on]
     num_rows = bank.batch if target is None else target.count
     handle = bank.handle
@@ -165,8 +166,8 @@ def weighted_sum(
 
 
 @functools.cache
-def _sum_function(sources, weight_dtype, dtype, has_target):
-    """The function of `weighted_sum` for a number of sources, traced once in a process.
+def _sum_function(sources, weight_dtype, dtype, has_target, *, eager):
+    """The function of `weighted_sum` for a number of sources; for graphs, traced once in a process.
 
     Its arguments are the weights, the bank's handle, counts and `is_on`, the number of the
     target's rows and, where it is not of all samples, their samples, and which they are.
@@ -205,18 +206,21 @@ def _sum_function(sources, weight_dtype, dtype, has_target):
             column = tf.gather(weights, only, axis=1)
             return scale(column if index is None else tf.gather_nd(column, index), one())
 
-        # A function of its own in the graph, so that it is one operation where it is not called:
-        # an executor walks through all operations of the branches that are not taken.
-        @tf.function(autograph=False, experimental_attributes={"_noinline": True})
         def many():
             def pick(j):
                 return feature(handle, j)
 
             return _sum_of_many(weights, pick, counts, is_on, num_rows, index, target_is_on)
 
+        if not eager:
+            # A function of its own, so that it is one operation where it is not called: an
+            # executor walks through all operations of the branches that are not taken.
+            many = tf.function(many, autograph=False, experimental_attributes={"_noinline": True})
         case = tf.where(num_rows == 0, 0, tf.where(is_one, tf.where(is_unit, 1, 2), 3))
         return tf.switch_case(case, [none, one, one_scaled, many])
 
+    if eager:
+        return weighted_sum
     # Traced outside of what is being built now: gradients would have it traced each time.
     with tf.init_scope():
         return tf.function(weighted_sum, autograph=False).get_concrete_function(*signature)
