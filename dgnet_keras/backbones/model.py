@@ -84,8 +84,7 @@ class GraphModel(keras.Model):
 
         There, a node is skipped where no sample of a batch takes it, not sample by sample.
         """
-        is_portable = format != "tf_saved_model"
-        with skipping.portable() if is_portable else contextlib.nullcontext():
+        with skipping.exporting(portable=format != "tf_saved_model"):
             super().export(filepath, format=format, **kwargs)
 
     def with_preprocessing(self) -> keras.Model:

@@ -6,6 +6,7 @@ passes a node by. Training's form is in `aggregation.Features`, which needs no b
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -27,17 +28,27 @@ from dgnet_keras.layers.router import pool
 from dgnet_keras.layers.rows import Bank, Rows, weighted_sum
 from dgnet_keras.user_warnings import warn
 
-_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
+
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    portable: bool
+
+
+_export: contextvars.ContextVar[_Export | None] = contextvars.ContextVar("export", default=None)
 
 
 @contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """What is traced inside skips by `If` alone, which OpenVINO and LiteRT read as well."""
-    token = _portable.set(True)
+def exporting(*, portable: bool) -> Iterator[None]:
+    """What is traced inside is for a file: sums have no gradient of their own, which takes room.
+
+    Args:
+        portable: whether to skip by `If` alone, which OpenVINO and LiteRT read as well.
+    """
+    token = _export.set(_Export(portable))
     try:
         yield
     finally:
-        _portable.reset(token)
+        _export.reset(token)
 
 
 def make_sources(
@@ -52,7 +63,8 @@ def make_sources(
         return Features(len(blocks), skip=skip, closed_learn=options.gate != "masked")
     if not skip or any(map(_adds_losses, blocks)):
         return ForwardFeatures(len(blocks))
-    return (BranchingFeatures if _portable.get() else SkippingFeatures)(len(blocks))
+    export = _export.get()
+    return (BranchingFeatures if export and export.portable else SkippingFeatures)(len(blocks))
 
 
 def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None:
@@ -168,6 +180,8 @@ class SkippingFeatures(Sources):
         TensorFlow's own would give none to the weights of closed edges.
         """
         rows, bank = list(self._rows), self._bank
+        if _export.get():
+            return weighted_sum(column, bank, target)
 
         @tf.custom_gradient
         def apply(column, *features):

@@ -136,7 +136,7 @@ def write_saved_model(
             file = pathlib.Path(folder) / LABELS
             file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
             module.labels_file = tf.saved_model.Asset(str(file))
-            with skipping.portable() if portable else contextlib.nullcontext():
+            with skipping.exporting(portable=portable):
                 tf.saved_model.save(
                     module,
                     str(scratch),
