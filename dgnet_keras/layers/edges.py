@@ -147,9 +147,12 @@ class RoutedEdges:
             logits=edges["logits"],
             training=self._training,
         )
-        column = gated * tf.cast(is_on, gated.dtype)
+        # NaN times 0 must be 0: a sample that is off has no features to multiply.
+        column = tf.math.multiply_no_nan(gated, tf.cast(is_on, gated.dtype))
         if not is_output:
-            self._is_on.append(tf.reduce_any(column > 0, axis=1))
+            target_is_on = tf.reduce_any(column > 0, axis=1)
+            self._is_on.append(target_is_on)
+            column = tf.math.multiply_no_nan(column, tf.cast(target_is_on, gated.dtype)[:, None])
         self._columns.append(column)
         return column
 

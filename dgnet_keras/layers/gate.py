@@ -76,7 +76,8 @@ def threshold_gate(
             slope = a * sharpness * s * (1 - s)
             return upstream * (s + slope), _sum_to_shape(-upstream * slope, tau)
 
-        return a * mask, gradient
+        # Not `a * mask`: a weight that is NaN is closed, and must be 0.
+        return tf.where(is_open, a, tf.zeros([], a.dtype)), gradient
 
     return apply(edge_weights, tf.convert_to_tensor(threshold, edge_weights.dtype))
 

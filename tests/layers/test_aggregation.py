@@ -23,23 +23,25 @@ def einsum(column, features):
 
 
 class ReferenceFeatures:
-    """Stands in for the classes of `aggregation`: every operation as the definition has it."""
+    """Stands in for what runs the nodes: every operation as the definition has it."""
 
-    def __init__(self, num_nodes, *, pool):
+    def __init__(self, *args):
         self.features = []
 
-    def add(self, features):
+    def add(self, features, route):
         self.features.append(features)
         wide = tf.cast(features, gate_dtype(features.dtype))
-        return tf.reduce_mean(wide, axis=(1, 2), keepdims=True)
+        return route(tf.reduce_mean(wide, axis=(1, 2), keepdims=True)) if route else None
 
-    def aggregate(self, column):
+    def run(self, block, column, is_on, route):
+        return self.add(block(self.output(column)), route)
+
+    def output(self, column):
         return einsum(column, self.features)
 
 
 def use_reference(monkeypatch):
-    for name in ("Features", "ForwardFeatures"):
-        monkeypatch.setattr(graph, name, ReferenceFeatures)
+    monkeypatch.setattr(graph, "make_sources", ReferenceFeatures)
 
 
 def value_and_gradients(function, inputs, mode):
@@ -108,7 +110,7 @@ def make_stage(wiring, dtype, threshold=0.45):
     return stage
 
 
-POLICIES = {"float32": 1e-6, "mixed_bfloat16": 1e-1, "mixed_float16": 8e-3}
+POLICIES = {"float32": 2e-6, "mixed_bfloat16": 1e-1, "mixed_float16": 8e-3}
 # Every wiring in every mode, in every policy as a graph; XLA takes long.
 STAGES = [
     (wiring, mode, policy, True)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from dgnet_keras.layers import normalization
-from dgnet_keras.layers.normalization import BatchNormalization
+from dgnet_keras.layers.normalization import BatchNormalization, statistics_of
 
 OPTIONS = {"momentum": 0.8, "epsilon": 1e-3, "name": "norm"}
 
@@ -90,3 +90,48 @@ def test_a_frozen_layer_keeps_its_statistics(rng):
     images = tf.constant(rng.normal(size=(4, 5, 6, 3)), tf.float32)
     np.testing.assert_array_equal(layer(images, training=True), layer(images, training=False))
     np.testing.assert_array_equal(layer.moving_mean, before)
+
+
+@pytest.mark.parametrize("form", ["gathered", "masked", "synchronized"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 2e-2)])
+def test_statistics_are_those_of_the_samples_that_are_on(dtype, tolerance, form, rng):
+    images = rng.normal(1.0, 2.0, size=(6, 5, 6, 3))
+    images[3] = 100.0  # of a sample that is off
+    is_on = np.array([True, True, False, False, True, False])
+    share = is_on.sum() / 6
+    expected = run(
+        make(keras.layers.BatchNormalization, rng, dtype, momentum=OPTIONS["momentum"] ** share),
+        tf.constant(images[is_on], dtype.removeprefix("mixed_")),
+        True,
+    )
+    layer = make(BatchNormalization, rng, dtype, synchronized=form == "synchronized")
+    gathered = form == "gathered"
+
+    rows = tf.constant(is_on[is_on] if gathered else is_on)
+    x = tf.constant(images[is_on] if gathered else images, dtype.removeprefix("mixed_"))
+
+    def counted(x, training):
+        with statistics_of(rows, batch=6, gathered=gathered):
+            y = layer(x, training=training)
+        return y if gathered else tf.boolean_mask(y, is_on)
+
+    counted.gamma, counted.beta = layer.gamma, layer.beta
+    counted.moving_mean, counted.moving_variance = layer.moving_mean, layer.moving_variance
+    found = run(counted, x, True)
+    if not gathered:
+        found[1] = tf.boolean_mask(found[1], is_on)
+    for a, b in zip(found, expected, strict=True):
+        a, b = (np.float64(tf.cast(t, tf.float32)) for t in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_without_a_sample_statistics_stay(gathered, rng):
+    layer = make(BatchNormalization, rng)
+    before = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    rows = 1 if gathered else 4
+    images = tf.constant(rng.normal(size=(rows, 5, 6, 3)), tf.float32)
+    with statistics_of(tf.fill([rows], False), batch=4, gathered=gathered):
+        assert np.isfinite(layer(images, training=True)).all()
+    np.testing.assert_array_equal(layer.moving_mean, before[0])
+    np.testing.assert_array_equal(layer.moving_variance, before[1])

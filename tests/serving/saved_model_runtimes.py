@@ -3,7 +3,8 @@
 python tests/serving/saved_model_runtimes.py RUNTIME JOBS ANSWERS
 
 JOBS holds a pickled dict of row to (directory, directory of the portable export, tensors of the
-signatures, requests); a request is (signature, inputs). ANSWERS gets a dict of row to a list of dicts of arrays.
+signatures, requests); a request is (signature, inputs). ANSWERS gets a dict of row to a list of
+dicts of arrays.
 """
 
 import pathlib

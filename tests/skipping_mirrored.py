@@ -1,0 +1,53 @@
+"""A training step with synchronised normalisation on 1 and 2 devices, skipping and not.
+
+python tests/skipping_mirrored.py FILE
+"""
+
+import pathlib
+import pickle
+import sys
+
+import catalog
+import numpy as np
+import tensorflow as tf
+
+
+def one_step(skip, devices):
+    """What a step on so many devices gives: dict of name to value."""
+    strategy = tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    with strategy.scope():
+        model = catalog.create("resnet_basic", skip=skip, skip_in_training=skip)
+        catalog.randomize(model)
+        for layer in model._flatten_layers():
+            if "norm" in layer.name:
+                layer.synchronized = True
+    images = catalog.images(batch=8)
+    images[4:] *= 0.1  # the images of the second device take other paths
+    parts = np.split(images, devices)
+    inputs = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+
+    @tf.function
+    def step(images):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(images, training=True) ** 2) / 8
+        gradients = tape.gradient(total, [v.value for v in model.trainable_variables])
+        context = tf.distribute.get_replica_context()
+        gradients = [tf.zeros(()) if g is None else g for g in gradients]
+        return context.all_reduce("SUM", [total, *gradients])
+
+    found = [
+        strategy.experimental_local_results(x)[0].numpy() for x in strategy.run(step, [inputs])
+    ]
+    names = ["loss", *(v.path for v in model.trainable_variables)]
+    values = dict(zip(names, found, strict=True))
+    values |= {v.path: v.numpy() for v in model.non_trainable_variables if "moving" in v.path}
+    return values
+
+
+if __name__ == "__main__":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    results = {(s, d): one_step(s, d) for s in ("auto", "never") for d in (1, 2)}
+    pathlib.Path(sys.argv[1]).write_bytes(pickle.dumps(results))
