@@ -296,6 +296,12 @@ def test_a_batch_of_no_sample():
     assert y["adjacency"]["stage1"].shape == (0, 5, 5)
 
 
+@pytest.mark.parametrize("row", ["resnet_basic", "mobilenet_v2", "regnety"])
+def test_a_network_and_a_batch_of_no_image(row):
+    model = create(row)
+    assert model(images(0)).shape == (0, 3)
+
+
 def test_normalisation_of_keras_is_named():
     blocks = [
         keras.Sequential([keras.layers.BatchNormalization()], name=f"block_{i}") for i in range(2)

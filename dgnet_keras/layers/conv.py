@@ -39,7 +39,11 @@ class GroupedConv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolves (batch, height, width, channels) with (kh, kw, channels / groups, filters)."""
-        return convolve(self._convolve, inputs, kernel)
+        outputs = convolve(self._convolve, inputs, kernel)
+        if tf.executing_eagerly() and inputs.shape[0] == 0:
+            # oneDNN gives an empty batch the shape of its input.
+            outputs = tf.reshape(outputs, self.compute_output_shape(tuple(inputs.shape)))
+        return outputs
 
     def _convolve(self, inputs, kernel):
         strides = self.strides
