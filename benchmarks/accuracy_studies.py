@@ -74,10 +74,12 @@ class Job:
 def recipe_hash(recipe):
     """Short hash of all of a recipe but its wiring and seed.
 
-    What is off (0, None, empty) does not count, so that a new option leaves old rows valid.
+    What is off (0, None, empty) does not count, so that a new option leaves old rows valid, nor
+    does how nodes that are off are left out, which changes no answer.
     """
     fields = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
-    del fields["wiring"]
+    for key in ("wiring", "skip", "skip_in_training"):
+        del fields[key]
     fields.pop("seed", None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
