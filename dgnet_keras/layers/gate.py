@@ -76,8 +76,7 @@ def threshold_gate(
             slope = a * sharpness * s * (1 - s)
             return upstream * (s + slope), _sum_to_shape(-upstream * slope, tau)
 
-        # Not `a * mask`: a weight that is NaN is closed, and must be 0.
-        return tf.where(is_open, a, tf.zeros([], a.dtype)), gradient
+        return a * mask, gradient
 
     return apply(edge_weights, tf.convert_to_tensor(threshold, edge_weights.dtype))
 
