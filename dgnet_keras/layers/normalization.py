@@ -82,10 +82,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             outputs, mean, variance, share = self._of_those_on(inputs, counted)
         momentum = self.momentum if share is None else self.momentum**share
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            old = moving.value
-            moving.assign(
-                old * tf.cast(momentum, old.dtype) + new * tf.cast(1 - momentum, old.dtype)
-            )
+            kept = tf.cast(momentum, new.dtype)
+            moving.assign(tf.cast(moving.value, new.dtype) * kept + new * (1 - kept))
         return outputs
 
     def _fused(self, inputs):
