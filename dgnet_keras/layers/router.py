@@ -10,6 +10,8 @@ from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.gates import check_edge_scale
 
 LOGIT_LIMIT = 12.0
+# Values of a sample's features from which average pooling is faster than a mean: up to three times.
+LARGE = 2**17
 
 
 def pool(features: tf.Tensor) -> tf.Tensor:
@@ -19,6 +21,8 @@ def pool(features: tf.Tensor) -> tf.Tensor:
     """
     x = tf.cast(features, gate_dtype(features.dtype))
     height, width, channels = x.shape[1:]
+    if height and width and height * width * channels >= LARGE and x.shape[0] != 0:
+        return tf.nn.avg_pool2d(x, (height, width), 1, "VALID")
     # Over one axis: TensorFlow's sum over two neighbouring axes is slower on a CPU.
     if height and width:
         flat = tf.reshape(x, [-1, height * width, channels])
