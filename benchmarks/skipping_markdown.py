@@ -13,9 +13,16 @@ HEAD = ("network", "batch", "mode", "share", "skip/chain", "never/chain", "peer/
 
 
 def lines(rows):
-    """Markdown table of rows: medians of ratios, quartiles in brackets; shares are measured."""
+    """Markdown table of rows, sorted: medians of ratios, quartiles in brackets; shares measured."""
     found = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
-    for row in rows:
+    networks = [row["settings"]["model"] for row in rows]
+
+    def order(row):
+        settings = row["settings"]
+        network = networks.index(settings["model"])
+        return network, settings["mode"], settings["batch"], -settings["share"]
+
+    for row in sorted(rows, key=order):
         settings = row["settings"]
         cells = [f"`{settings['model']}`", str(settings["batch"]), settings["mode"]]
         cells.append(f"{row['shares']['skip']:.2f}")
