@@ -78,6 +78,7 @@ def recipe_hash(recipe):
     does how nodes that are off are left out, which changes no answer.
     """
     fields = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
+    fields["threshold"] = recipe.resolved_threshold
     for key in ("wiring", "skip", "skip_in_training"):
         del fields[key]
     fields.pop("seed", None)

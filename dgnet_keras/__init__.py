@@ -20,16 +20,19 @@ from dgnet_keras import connectivity, layers, optimizers
 from dgnet_keras.adjacencies import adjacency, with_adjacency
 from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone
-from dgnet_keras.callbacks import ConnectivityMonitor, RouterHealthWarning
+from dgnet_keras.calibrate import calibrate
+from dgnet_keras.callbacks import BudgetSchedule, ConnectivityMonitor, RouterHealthWarning
 from dgnet_keras.classifier import Classifier, create, list_variants
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
+from dgnet_keras.freeze import freeze
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.export import export_saved_model
 from dgnet_keras.version import __version__
 
 __all__ = [
     "Backbone",
+    "BudgetSchedule",
     "Classifier",
     "ConnectivityMonitor",
     "DGMobileNetV2",
@@ -40,11 +43,13 @@ __all__ = [
     "RouterHealthWarning",
     "__version__",
     "adjacency",
+    "calibrate",
     "connectivity",
     "copy_weights",
     "count_macs",
     "create",
     "export_saved_model",
+    "freeze",
     "layers",
     "list_variants",
     "load_timm",

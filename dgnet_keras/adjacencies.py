@@ -153,28 +153,28 @@ def _steps(model):
     return [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-def adjacency_at(
+def answers_at(
     model: keras.Model, images: tf.Tensor, threshold: float | tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """The connectivity that images would take if every gate had another threshold.
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """What a model would answer if every gate had another threshold.
 
-    It equals the adjacency of a model of the same weights that was created with that threshold;
+    It equals the answer of a model of the same weights that was created with that threshold;
     learned thresholds are replaced too. The `chain`, `random` and `complete` wirings have no
     gates: theirs does not change.
 
     Args:
         model: a backbone or a classifier of this package.
         images: what the model takes (preprocessed), a tensor (batch, height, width, channels).
-        threshold: in units of edge weight; a scalar, or (batch, 1) for one an image.
+        threshold: in units of edge weight, of paths in logits; a scalar, or (batch, 1) for one an
+            image.
 
     Returns:
-        Dict of stage (or graph) name to a float32 tensor (batch, N + 1, N + 1), as `adjacency`.
+        The model's output, and its connectivity: a dict of stage (or graph) name to a float32
+        tensor (batch, N + 1, N + 1), as `adjacency`.
     """
     found: dict[str, tf.Tensor] = {}
     x = images
     for layer in _steps(model):
-        if len(found) == len(model.adjacency_outputs):
-            break  # what follows the last edges does not change them
         if isinstance(layer, GraphStage):
             limit = tf.cast(threshold, gate_dtype(layer.compute_dtype))
             outputs = layer(x, threshold=limit, training=False)
@@ -182,4 +182,11 @@ def adjacency_at(
             found.update(outputs["adjacency"])
         else:
             x = layer(x, training=False)
-    return found
+    return x, found
+
+
+def adjacency_at(
+    model: keras.Model, images: tf.Tensor, threshold: float | tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """The connectivity of `answers_at`, whose arguments it takes."""
+    return answers_at(model, images, threshold)[1]

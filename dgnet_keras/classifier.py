@@ -30,6 +30,9 @@ class Classifier(GraphModel):
         name: of the model; None means the backbone's name.
         trainable: False freezes all layers.
         changes: of a copy: what was changed on its layers, as `get_config` gives it.
+        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
+            or None; see `budget.Budget`. An attribute too, that can be set.
+        macs_weight: what the loss of this budget is multiplied by; likewise.
 
     Call arguments:
         images: preprocessed images (see `preprocessing`), (batch, height, width, channels).
@@ -54,6 +57,8 @@ class Classifier(GraphModel):
         name: str | None = None,
         trainable: bool = True,
         changes: Mapping[str, Change] | None = None,
+        macs_target: float | None = None,
+        macs_weight: float = 10.0,
     ) -> None:
         if not isinstance(backbone, Backbone):
             raise ValueError(f"`backbone` must be a backbone of dgnet_keras. Received: {backbone}")
@@ -88,6 +93,7 @@ class Classifier(GraphModel):
         self.backbone = backbone
         self.num_classes = num_classes
         self.dropout = dropout
+        self._set_budget(macs_target, macs_weight)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -178,6 +184,8 @@ class CreateKeywords(GraphKeywords, total=False):
     input_shape: Sequence[int | None]
     seed: int
     weights: str | os.PathLike[str] | None
+    macs_target: float | None
+    macs_weight: float
 
 
 @overload
@@ -200,6 +208,8 @@ def create(
     input_shape: Sequence[int | None] = (224, 224, 3),
     seed: int = 0,
     weights: str | os.PathLike[str] | None = None,
+    macs_target: float | None = None,
+    macs_weight: float = 10.0,
     **options: Any,
 ) -> Classifier | Backbone:
     """Creates a model by the name of its variant.
@@ -211,6 +221,9 @@ def create(
         seed: of the initial weights and of random wiring; at least 0.
         weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, or None; see
             `convert.load_weights`.
+        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
+            or None; see `budget.Budget`.
+        macs_weight: what the loss of this budget is multiplied by.
         **options: fields of `layers.GraphOptions` (`wiring`, `threshold`, `edge_scale`, `init`,
             `gate`, `learn_threshold`, `max_nodes`), and of the family's Spec, such as `depths`,
             `widths`, `stem_strides`.
@@ -232,6 +245,8 @@ def create(
         **graph,
     )
     model = backbone if num_classes is None else Classifier(backbone, num_classes)
+    model.macs_weight = macs_weight
+    model.macs_target = macs_target
     if weights is not None:
         load_weights(model, weights)
     return model

@@ -15,6 +15,7 @@ from dgnet_keras.adjacencies import adjacency, check_network
 from dgnet_keras.layers.blocks import ResidualBlock, SqueezeExcite
 from dgnet_keras.layers.conv import ConvNormAct
 from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.layers.wiring import PATHS
 from dgnet_keras.preprocessing import Preprocessing
 
 KINDS = ("convolution", "dense", "router", "aggregation")
@@ -52,13 +53,16 @@ class GraphCosts:
     Attributes:
         nodes: int64 (N,), of each block.
         routers: int64 (N,), of each block's router; 0 where there is none.
-        edges: int64 (N + 1, N + 1), of each edge j -> i at [j, i]; 0 in a chain, where features
-            are handed on as they are.
+        edges: int64 (N + 1, N + 1), of each edge j -> i at [j, i]; 0 in a chain and of paths,
+            where features are handed on as they are.
+        is_path: whether one edge at most leads into a node, and every router runs, which chooses
+            its node; if not, a node's router runs where the node is on.
     """
 
     nodes: np.ndarray
     routers: np.ndarray
     edges: np.ndarray
+    is_path: bool = False
 
     @property
     def total(self) -> int:
@@ -71,17 +75,28 @@ class GraphCosts:
         Args:
             is_open: (batch, N + 1, N + 1), a floating point dtype: 1 for open edges, 0 for closed
                 ones. A mask that carries a gradient gives the costs one: a node is on as much as
-                the most open edge into it.
+                the most open edge into it, of paths as all edges into it together.
 
         Returns:
             Multiply-adds, (batch,), of the dtype of `is_open`. Exact in float64.
         """
-        is_on = tf.concat(
-            [tf.ones_like(is_open[:, 0, :1]), tf.reduce_max(is_open, axis=1)[:, 1:-1]], axis=1
-        )
-        nodes = tf.reduce_sum(is_on * tf.cast(self.nodes + self.routers, is_open.dtype), axis=1)
+        is_on = self.is_on(is_open)
+        routed = tf.ones_like(is_on) if self.is_path else is_on
+        nodes = is_on * tf.cast(self.nodes, is_open.dtype)
+        nodes = tf.reduce_sum(nodes + routed * tf.cast(self.routers, is_open.dtype), axis=1)
         edges = is_open * tf.cast(self.edges, is_open.dtype)
         return nodes + tf.reduce_sum(edges, axis=(1, 2))
+
+    def is_on(self, is_open: tf.Tensor) -> tf.Tensor:
+        """Which nodes are on, (batch, N), of the mask that `macs` takes."""
+        into = (tf.reduce_sum if self.is_path else tf.reduce_max)(is_open, axis=1)
+        return tf.concat([tf.ones_like(into[:, :1]), into[:, 1:-1]], axis=1)
+
+    @property
+    def least(self) -> int:
+        """With no node on but the first, and one edge, from it to the output."""
+        routers = self.routers.sum() if self.is_path else self.routers[0]
+        return int(self.nodes[0] + routers + self.edges[0, -1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +116,26 @@ class ModelCosts:
         """With every node on and every edge open."""
         return sum(item["macs"] for item in self.items)
 
+    @property
+    def elsewhere(self) -> int:
+        """Outside of the graphs."""
+        return self.total - sum(graph.total for graph in self.graphs.values())
+
+    @property
+    def static(self) -> int:
+        """Of the static twin: without routers and edges."""
+        own = (i["macs"] for i in self.items if i["kind"] not in ("router", "aggregation"))
+        return sum(own)
+
+    @property
+    def least_share(self) -> float:
+        """What an image computes at least, over the static twin's."""
+        return (self.elsewhere + sum(g.least for g in self.graphs.values())) / self.static
+
+    def shares(self, found: Mapping[str, np.ndarray | tf.Tensor], count: int) -> np.ndarray:
+        """What each image computes over the static twin's: float64 (count,); see `of_images`."""
+        return self.of_images(found, count).numpy() / self.static
+
     def of_images(
         self, found: Mapping[str, np.ndarray | tf.Tensor], count: int | tf.Tensor
     ) -> tf.Tensor:
@@ -113,8 +148,7 @@ class ModelCosts:
         Returns:
             int64 tensor (count,), multiply-adds.
         """
-        elsewhere = self.total - sum(graph.total for graph in self.graphs.values())
-        macs = tf.fill([count], tf.constant(elsewhere, tf.int64))
+        macs = tf.fill([count], tf.constant(self.elsewhere, tf.int64))
         for name, graph in self.graphs.items():
             is_open = tf.cast(tf.convert_to_tensor(found[name]) > 0, tf.float64)
             macs += tf.cast(graph.macs(is_open), tf.int64)
@@ -322,14 +356,16 @@ def _count_graph(stage, graph, blocks, shape, name, items):
     """Appends a graph's routers and edges; returns its `GraphCosts`."""
     n = graph.num_blocks
     routers, edges = np.zeros(n, "int64"), np.zeros((n + 1, n + 1), "int64")
-    if stage.options.wiring == "dynamic":
-        routers = np.arange(n, 0, -1) * shape[-1]
-        for node, macs in enumerate(routers.tolist()):
-            router = f"{name}/router_{graph.first + node}"
-            items.append({"name": router, "kind": "router", "macs": macs})
-    if stage.options.wiring != "chain":
+    for node in range(n):
+        router = stage.routers.get(graph.first + node)
+        if router is not None:
+            routers[node] = router.macs(shape[-1])
+            key = f"{name}/{router.name}"
+            items.append({"name": key, "kind": "router", "macs": int(routers[node])})
+    is_path = stage.options.wiring in PATHS
+    if stage.options.wiring != "chain" and not is_path:
         edges = np.triu(np.full((n + 1, n + 1), math.prod(shape[1:])), k=1)
         item = {"name": f"{graph.key}/edges", "kind": "aggregation", "macs": int(edges.sum())}
         items.append(item)
     nodes = np.array(blocks[graph.first : graph.last + 1], "int64")
-    return GraphCosts(nodes, routers, edges)
+    return GraphCosts(nodes, routers, edges, is_path)

@@ -16,10 +16,11 @@ from dgnet_keras.edge_statistics import (
     edges_of,
     used_nodes,
 )
-from dgnet_keras.router_health import CONSTANT, MESSAGES, RARE, Finding, router_health
+from dgnet_keras.router_health import CONSTANT, FAR, MESSAGES, RARE, Finding, router_health
 
 __all__ = [
     "CONSTANT",
+    "FAR",
     "HEAT_MAP_PIXELS",
     "MESSAGES",
     "RARE",

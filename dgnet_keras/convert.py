@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import keras
 
+from dgnet_keras.cifar_weights import load_cifar_resnet
 from dgnet_keras.timm import from_timm, load_timm, timm_name
 from dgnet_keras.weights import (
     HEAD,
@@ -24,6 +25,7 @@ __all__ = [
     "copy_weights",
     "from_timm",
     "is_wiring_weight",
+    "load_cifar_resnet",
     "load_timm",
     "load_weights",
     "timm_name",
@@ -67,7 +69,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     Args:
         model: a model of this package.
         path: a file of `model.save_weights` (`.weights.h5`) or `model.save` (`.keras`), or a
-            `.safetensors` file with timm's names (see `load_timm`).
+            `.safetensors` file with timm's names (see `load_timm`), or an `.npz` file of CIFAR
+            ResNets (see `load_cifar_resnet`).
 
     Returns:
         List of the paths of the weights loaded, shown as by `copy_weights`.
@@ -83,6 +86,7 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         ".weights.h5": load_h5,
         ".keras": load_keras,
         ".safetensors": load_timm,
+        ".npz": load_cifar_resnet,
     }
     load = next((loaders[suffix] for suffix in loaders if path.endswith(suffix)), None)
     if load is None:

@@ -26,7 +26,7 @@ from dgnet_keras.user_warnings import warn
 from dgnet_keras.weight_paths import WeightPaths
 
 WIRING_LAYERS = ("router_", "gate_")
-WIRING_WEIGHTS = ("edge_logits", "adjacency")
+WIRING_WEIGHTS = ("edge_logits", "node_logits", "adjacency")
 HEAD = ("logits/kernel", "logits/bias")
 # In a .weights.h5 file: routers, gates, and what a graph stage itself holds; the classifier.
 H5_WIRING = re.compile(r"/_routers/|/_gates/|^layers/graph_stage(_\d+)?/vars/")
@@ -217,7 +217,7 @@ def _warn_of_another_network(model, path, config, is_routed):
     if config["wiring"] != "chain":
         pairs["wiring"] = [config["wiring"], own["wiring"]]
     if is_routed:
-        pairs["threshold"] = [config.get("threshold"), own["threshold"]]
+        pairs["threshold"] = [config.get("threshold"), backbone.graph_options.resolved_threshold]
     differ = [f"{k} {a} (here {b})" for k, (a, b) in pairs.items() if a not in (None, b)]
     if differ:
         warn(f"{path} was trained as another network, though its weights fit: {', '.join(differ)}.")

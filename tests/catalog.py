@@ -55,6 +55,27 @@ CATALOG = {
         "group_width": 8,
         "stem_width": 8,
     },
+    "resnet_cifar_path": {**_CIFAR, "wiring": "path"},
+    "mobilenet_v2_path": {
+        "name": "mobilenetv2_100",
+        "depths": (1, 5, 2),
+        "widths": (4, 4, 8),
+        "strides": (1, 2, 2),
+        "expansions": (1, 2, 2),
+        "stem_width": 4,
+        "head_width": 16,
+        "wiring": "path",
+        "max_nodes": 3,
+        "threshold": 0.3,
+    },
+    "regnety_learned_path": {
+        "name": "regnety_002",
+        "depths": (2, 3),
+        "widths": (8, 16),
+        "group_width": 8,
+        "stem_width": 8,
+        "wiring": "learned_path",
+    },
     "resnet_cifar_chain": {**_CIFAR, "wiring": "chain"},
     "resnet_cifar_learned": {**_CIFAR, "wiring": "learned"},
     "resnet_cifar_random": {**_CIFAR, "wiring": "random"},
@@ -72,10 +93,12 @@ def randomize(model, seed=0, scale=2.0):
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         shape, name = tuple(variable.shape), variable.path.split("/")[-1]
-        if dg.convert.is_wiring_weight(variable.path) and name != "adjacency":
-            variable.assign(rng.normal(0, scale, shape) if name != "threshold_logit" else -1.0)
-        elif name == "moving_variance":
+        if name in ("adjacency", "noise", "threshold"):
+            continue
+        if name == "moving_variance":
             variable.assign(rng.uniform(0.5, 1.5, shape))
+        elif dg.convert.is_wiring_weight(variable.path):
+            variable.assign(rng.normal(0, scale, shape) if name != "threshold_logit" else -1.0)
         elif len(shape) == 1:
             variable.assign(variable.numpy() + rng.normal(0, 0.2, shape))
     return model

@@ -1,10 +1,14 @@
+import re
+
 import numpy as np
 import pytest
+import tensorflow as tf
 from adjacency_helpers import HEALTHY, adjacency_of
 from catalog import create, images, randomize
 
 import dgnet_keras as dg
 from dgnet_keras.edge_statistics import EdgeStatistics, used_nodes
+from dgnet_keras.layers.path import path_adjacency
 from dgnet_keras.router_health import router_health
 
 
@@ -27,11 +31,45 @@ def test_a_healthy_network_is_left_alone():
         ([[0.3, 0.4, 0.0], [0.0, 0.5, 0.0]], "dead_nodes"),  # block 1 leads nowhere
     ],
 )
-def test_ill_routers_are_named_with_a_suggestion(weights, kind):
-    findings = {f.kind: f for f in router_health(adjacency_of(weights))}
-    assert kind in findings
-    assert "Try" in findings[kind].message
-    assert "stage1" in findings[kind].stages
+def test_ill_routers_are_named_with_one_suggestion(weights, kind):
+    findings = router_health(adjacency_of(weights))
+    assert "stage1" in {f.kind: f for f in findings}[kind].stages
+    assert ["Try" in f.message for f in findings] == [True] + [False] * (len(findings) - 1)
+
+
+def paths_of(taken):
+    """An adjacency of two stages' paths, of which nodes are taken: (images, N - 1)."""
+    matrix = path_adjacency(tf.constant(taken, tf.float32)).numpy()
+    return {"stage1": matrix, "stage2": matrix}
+
+
+@pytest.mark.parametrize(
+    ("adjacency", "is_path", "kinds_found", "words"),
+    [
+        # A dynamic network whose skip edges have all closed, as after init="static".
+        (
+            adjacency_of([[0.9, 0.0, 0.9], [1.0, 0.0, 1.1], [1.1, 0.0, 0.8]]),
+            False,
+            ["one_path"],
+            "skip edges are closed",
+        ),
+        (paths_of([[1, 1], [1, 1]]), True, ["one_path"], "through every block.*macs_target"),
+        (paths_of([[0, 1], [0, 1]]), True, ["one_path", "dead_nodes"], "freeze"),
+        (paths_of([[0, 1], [0, 0]]), True, ["dead_nodes"], "stage1: 1; stage2: 1.*freeze"),
+        (paths_of([[1, 0], [0, 1], [1, 1]]), True, [], ""),
+    ],
+)
+def test_states_of_paths_that_matter_are_seen(adjacency, is_path, kinds_found, words):
+    findings = router_health(adjacency, is_path=is_path)
+    assert [f.kind for f in findings] == kinds_found
+    assert re.search(words, " ".join(f.message for f in findings))
+
+
+def test_a_share_far_from_its_target_is_seen():
+    assert router_health(HEALTHY, share=0.54, target=0.5) == []
+    (finding,) = router_health(HEALTHY, share=0.62, target=0.5)
+    assert finding.kind == "off_target"
+    assert "0.620" in finding.message and "calibrate" in finding.message
 
 
 def test_a_stage_that_stays_open_is_no_fault_while_another_does_not():

@@ -14,6 +14,7 @@ from catalog import CATALOG, create, images, randomize
 import dgnet_keras as dg
 from dgnet_keras.layers import BatchNormalization, GraphStage
 from dgnet_keras.layers.blocks import BasicBlock
+from dgnet_keras.layers.wiring import PATHS
 
 LABELS = np.arange(7) % 3
 
@@ -29,6 +30,9 @@ def pair(row, **kwargs):
 def set_edges(model, which):
     """Sets routers or edge logits: all nodes on, all off, or the first after node 0 alone on."""
     for stage in model.backbone.stages:
+        if stage.wiring in PATHS:
+            set_path(stage, which)
+            continue
         for graph in stage.graphs:
             n = graph.num_blocks
             rows = [np.full(n - j, 3.0 if which == "all on" else -12.0) for j in range(n)]
@@ -43,6 +47,20 @@ def set_edges(model, which):
                 for weight in stage.weights:
                     if f"/router_{graph.first + j}/" in weight.path:
                         weight.assign(row if weight.name == "bias" else np.zeros(weight.shape))
+
+
+def set_path(stage, which):
+    """As `set_edges`, of a wiring of paths."""
+    for graph in stage.graphs:
+        logits = np.full(graph.num_blocks - 1, 3.0 if which == "all on" else -12.0)
+        if which == "one on":
+            logits[0] = 3.0
+        for i, logit in enumerate(logits, start=graph.first + 1):
+            for weight in stage.routers[i].trainable_weights if stage.routers else []:
+                weight.assign(np.full(weight.shape, logit if weight.name == "bias" else 0.0))
+        for weight in stage.weights:
+            if weight.name == f"node_logits{graph.key.removeprefix(stage.name)}":
+                weight.assign(logits)
 
 
 def everything(model):

@@ -74,6 +74,7 @@ class CheckedRecipe(GraphOptions):
     def to_json(self):
         """The recipe as indented JSON, with a format number."""
         content = {"format": self.FORMAT, **dataclasses.asdict(self)}
+        content["threshold"] = self.resolved_threshold
         return json.dumps(content, indent=2) + "\n"
 
 

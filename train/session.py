@@ -1,6 +1,7 @@
 """What every command that trains does around its run: folder, terminal, signals, results."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -58,7 +59,12 @@ class Session:
         """
         init = {name: None if path is None else str(path) for name, path in init.items()}
         self.config = {**json.loads(recipe.to_json()), **init, "data": data}
-        check_workdir(self.config, self.workdir)
+        defaults = {
+            field.name: field.default
+            for field in dataclasses.fields(recipe)
+            if field.default is not dataclasses.MISSING
+        }
+        check_workdir(self.config, self.workdir, defaults)
         return read_json(self.workdir / "results.json")
 
     @contextlib.contextmanager

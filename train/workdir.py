@@ -36,12 +36,13 @@ def own_folder(workdir, strategy):
     return workdir / f".worker-{strategy.cluster_resolver.task_id}"
 
 
-def check_workdir(config, workdir):
+def check_workdir(config, workdir, defaults=None):
     """Makes sure that the workdir is new or holds a run of this recipe on this data.
 
     Args:
         config: dict, what `config.json` of this run holds.
         workdir: `pathlib.Path`.
+        defaults: dict of what a key meant where a folder, of an earlier version, has none.
 
     Raises:
         ValueError: if it holds another run (the message names the keys that differ), or its name
@@ -56,6 +57,7 @@ def check_workdir(config, workdir):
         there = read_json(path, config)
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON of a run's recipe: {error}") from error
+    there = {**(defaults or {}), **there}
     differences = [
         f"{key}: {json.dumps(there.get(key))} there, {json.dumps(config.get(key))} here"
         for key in sorted({*there, *config})

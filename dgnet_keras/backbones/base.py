@@ -93,6 +93,9 @@ class Backbone(GraphModel):
         name: of the model; None means the variant's name.
         trainable: False freezes all layers.
         changes: of a copy: what was changed on its layers, as `get_config` gives it.
+        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
+            or None; see `budget.Budget`. An attribute too, that can be set.
+        macs_weight: what the loss of this budget is multiplied by; likewise.
         **options: fields of `layers.GraphOptions`, which says what each does.
 
     Attributes:
@@ -123,10 +126,14 @@ class Backbone(GraphModel):
         name: str | None = None,
         trainable: bool = True,
         changes: Mapping[str, Change] | None = None,
+        macs_target: float | None = None,
+        macs_weight: float = 10.0,
         **options: Unpack[GraphKeywords],
     ) -> None:
         input_shape, seed = check_input_shape(input_shape), check_seed(seed)
         graph_options = GraphOptions.of(options)
+        threshold = graph_options.resolved_threshold
+        graph_options = dataclasses.replace(graph_options, threshold=threshold)
         if isinstance(spec, str):
             name = name or spec
             spec = self.variant_spec(spec)
@@ -160,6 +167,7 @@ class Backbone(GraphModel):
         )
         self.seed = seed
         self._layer_options = input_shape, dtype
+        self._set_budget(macs_target, macs_weight)
 
     def _part(self, name, spec, features, made):
         """Runs `stem` or `head` on symbolic features, with the changes of its layers."""

@@ -7,7 +7,9 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from dgnet_keras.budget import Budget, stages_of
 from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers import skipping
 from dgnet_keras.layers.composite import Made
 from dgnet_keras.layers.initializers import seeded
@@ -46,6 +48,7 @@ class GraphModel(keras.Model):
     """
 
     preprocessing: Preprocessing
+    budget: Budget | None
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class GraphModel(keras.Model):
         made: Made,
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        self._set("budget", None)
         self.dtype_policy = dtype
         made.check()
         self._made = made
@@ -71,13 +75,78 @@ class GraphModel(keras.Model):
         if not isinstance(value, Preprocessing):
             raise ValueError(f"`preprocessing` must be a `dg.Preprocessing`. Received: {value!r}")
         value.check_fits(self.input_shape[1:])
-        object.__setattr__(self, name, value)  # Keras would count it among the model's layers
+        self._set(name, value)
+
+    def _set(self, name, value):
+        """Sets an attribute that Keras would count among the model's layers or state."""
+        object.__setattr__(self, name, value)
+
+    @property
+    def macs_target(self) -> float | None:
+        """Share of MACs that training is to reach; None: there is no loss for it. Settable."""
+        return None if self.budget is None else self.budget.target
+
+    @macs_target.setter
+    def macs_target(self, value: float | None) -> None:
+        self._set_budget(value, self.macs_weight)
+
+    @property
+    def macs_weight(self) -> float:
+        """What the loss of the budget is multiplied by. Settable."""
+        return self._macs_weight
+
+    @macs_weight.setter
+    def macs_weight(self, value: float) -> None:
+        self._set_budget(self.macs_target, value)
+
+    def _set_budget(self, target, weight):
+        self._set("budget", None if target is None else Budget(self, target, weight))
+        self._set("_macs_weight", weight)
+        if self.budget is not None:
+            outputs = [self.output, dict(self.adjacency_outputs)]
+            self._set("_with_adjacency", keras.Model(self.input, outputs))
+        # What Keras has traced knows nothing of it.
+        self.train_function = self.test_function = None
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """As `keras.Model.metrics`, with the share of MACs where there is a budget."""
+        return super().metrics + ([] if self.budget is None else [self.budget.share])
+
+    def train_step(self, *args: Any) -> Any:
+        """As `keras.Model.train_step`; measures the share of MACs where there is a budget."""
+        with self._measuring():
+            return super().train_step(*args)
+
+    def test_step(self, *args: Any) -> Any:
+        """As `keras.Model.test_step`; measures the share of MACs where there is a budget."""
+        with self._measuring():
+            return super().test_step(*args)
+
+    def _measuring(self):
+        return contextlib.nullcontext() if self.budget is None else self.budget.measuring()
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """As `keras.Model.call`; refuses raw images, which Keras would cast without a word."""
         for images in keras.tree.flatten(inputs):
             check_preprocessed(images)
-        return super().call(inputs, training=training, mask=mask)
+        if self.budget is None or not (training or self.budget.is_measuring):
+            return super().call(inputs, training=training, mask=mask)
+        outputs, loss, share = self.call_with_budget(inputs, training=training)
+        keras.layers.Layer.add_loss(self, loss)  # Functional has none of its own
+        if self.budget.is_measuring:
+            self.budget.share.update_state(share, sample_weight=tf.shape(inputs)[0])
+        return outputs
+
+    def call_with_budget(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The output of a model with a budget, the budget's loss, and the mean share of MACs."""
+        assert self.budget is not None
+        outputs, found = self._with_adjacency(inputs, training=training)
+        scales = {g.key: s.edge_scale for s in stages_of(self) for g in s.graphs}
+        size = None if None in inputs.shape[1:3] else inputs.shape[1:3]
+        return outputs, *self.budget.measure(model_costs(self, size), found, scales)
 
     def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """As `keras.Model.export`; what is not a SavedModel skips by branches that any reader has.
@@ -119,7 +188,13 @@ class GraphModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Name, whether the model is trainable, and what was changed on its layers."""
-        return {"name": self.name, "trainable": self.trainable, "changes": self._made.changes()}
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "changes": self._made.changes(),
+            "macs_target": self.macs_target,
+            "macs_weight": self.macs_weight,
+        }
 
     def freeze(self, paths: Sequence[str]) -> None:
         """Sets `trainable` of every layer as an older file says it: False for those at `paths`.

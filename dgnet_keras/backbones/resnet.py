@@ -69,6 +69,7 @@ VARIANTS = {
     "resnet152": ResNetSpec(depths=(3, 8, 36, 3)),
     "resnet20_cifar": _cifar(3),
     "resnet32_cifar": _cifar(5),
+    "resnet44_cifar": _cifar(7),
     "resnet56_cifar": _cifar(9),
     "resnet110_cifar": _cifar(18),
 }

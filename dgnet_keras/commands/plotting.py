@@ -6,6 +6,7 @@ import pathlib
 
 from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model
+from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.paths import readable
 from dgnet_keras.user_warnings import warn
 
@@ -63,8 +64,8 @@ def plot_command(args):
         print(output / f"{name}.png")
     found = connectivity.path_diversity(adjacency, labels)
     findings = []
-    if model.wiring == "dynamic" and len(paths) > 1:
-        findings = connectivity.router_health(adjacency)
+    if model.wiring in BY_IMAGE and len(paths) > 1:
+        findings = connectivity.router_health(adjacency, is_path=model.wiring in PATHS)
     mean_macs = float(counted["per_instance"]["macs"].mean())
     report = {
         **found,

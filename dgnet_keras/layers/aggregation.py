@@ -288,16 +288,16 @@ def _products(a, rows_a, b, rows_b, dtype, which):
     """Inner product of each sample's features, (batch,): 0 for those without a row in both."""
     known = [m for m in (which, rows_a and rows_a.is_on, rows_b and rows_b.is_on) if m is not None]
     if not known:
-        return _inner_product(a, b, dtype)
+        return inner_product(a, b, dtype)
     samples = tf.cast(tf.where(functools.reduce(tf.logical_and, known))[:, 0], tf.int32)
     a, b = (
         take(x, samples if rows is None else tf.gather(rows.positions(), samples))
         for x, rows in ((a, rows_a), (b, rows_b))
     )
-    return tf.scatter_nd(samples[:, None], _inner_product(a, b, dtype), tf.shape(known[0]))
+    return tf.scatter_nd(samples[:, None], inner_product(a, b, dtype), tf.shape(known[0]))
 
 
-def _inner_product(a, b, dtype):
+def inner_product(a, b, dtype):
     """Inner product of each sample's features, (batch,), computed in `dtype`.
 
     On a CPU a matrix product, which reads each map once and writes none. On accelerators XLA

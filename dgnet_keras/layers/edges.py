@@ -24,6 +24,14 @@ def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
     return tf.one_hot(latest, sources, on_value=True, off_value=False)
 
 
+@tf.custom_gradient
+def _masked(
+    weights: tf.Tensor, mask: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
+    """`weights * mask`, of NaN too where the mask is 0, with the gradient of `weights`."""
+    return tf.math.multiply_no_nan(weights, mask), lambda upstream: (upstream, None)
+
+
 class Edges(Protocol):
     """What a graph asks for while its nodes run, one after the other."""
 
@@ -91,7 +99,9 @@ class RoutedEdges:
 
     Source j adds its logits when it is done (`add_source`); when node i starts, column i is
     complete: gated, with the rows of the nodes that are off set to zero, and, into the output,
-    with the strongest edge kept. The masks are constants to the gradient.
+    with the strongest edge kept. The masks are constants to the gradient of a column; that of the
+    adjacency passes that of the target, so that a loss of it, a budget say, can turn on a node
+    that is off.
 
     Args:
         gates: the gates of nodes 1 to N, see `register_gate`.
@@ -149,12 +159,14 @@ class RoutedEdges:
         )
         # NaN times 0 must be 0: a sample that is off has no features to multiply.
         column = tf.math.multiply_no_nan(gated, tf.cast(is_on, gated.dtype))
-        if not is_output:
-            target_is_on = tf.reduce_any(column > 0, axis=1)
-            self._is_on.append(target_is_on)
-            column = tf.math.multiply_no_nan(column, tf.cast(target_is_on, gated.dtype)[:, None])
-        self._columns.append(column)
-        return column
+        if is_output:
+            self._columns.append(column)
+            return column
+        target_is_on = tf.reduce_any(column > 0, axis=1)
+        self._is_on.append(target_is_on)
+        mask = tf.cast(target_is_on, gated.dtype)[:, None]
+        self._columns.append(_masked(column, mask))
+        return tf.math.multiply_no_nan(column, mask)
 
     def is_on(self, node: int) -> tf.Tensor:
         """The samples that take a node, boolean (batch,), once its column has been asked for."""

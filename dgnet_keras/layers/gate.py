@@ -160,6 +160,17 @@ class ThresholdGate(keras.layers.Layer):
         dtype = gate_dtype(self.compute_dtype)
         return self.edge_scale * tf.sigmoid(tf.cast(self.threshold_logit, dtype))
 
+    def set_threshold(self, threshold: float) -> None:
+        """Gives the gate another threshold, in [0, edge_scale), learned or not."""
+        check_gate(
+            self.gate, threshold=threshold, edge_scale=self.edge_scale, learn_threshold=False
+        )
+        if self.learn_threshold:
+            share = max(threshold / self.edge_scale, 1e-6)
+            self.threshold_logit.assign(math.log(share / (1 - share)))
+        else:
+            self.threshold = float(threshold)
+
     def call(
         self,
         inputs: tf.Tensor,

@@ -1,7 +1,5 @@
 """Graph stage: blocks as the nodes of a complete directed acyclic graph, wired per sample."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
@@ -11,39 +9,13 @@ import tensorflow as tf
 
 from dgnet_keras.layers.composite import Change, Composite, serialized, settle_flags
 from dgnet_keras.layers.edges import Edges, FixedEdges, RoutedEdges
-from dgnet_keras.layers.gate import gate_dtype, make_gate
+from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
-from dgnet_keras.layers.router import Router
+from dgnet_keras.layers.parts import adjacency_of, graph_weight, make_gates, make_routers
+from dgnet_keras.layers.path import run_path
 from dgnet_keras.layers.skipping import check_normalization, make_sources
-from dgnet_keras.layers.wiring import ROUTED, fixed_adjacency, initial_edge_biases, is_stored
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """One graph of a stage.
-
-    Attributes:
-        key: its name in the stage's dict of adjacency.
-        first: index of its first block in the stage.
-        num_blocks: N; the blocks are those from `first` to `last`.
-    """
-
-    key: str
-    first: int
-    num_blocks: int
-
-    @property
-    def last(self) -> int:
-        """Index of its last block in the stage."""
-        return self.first + self.num_blocks - 1
-
-    @property
-    def num_edges(self) -> int:
-        """Edges between the blocks and into the output; 0 for a graph of one block."""
-        if self.num_blocks == 1:
-            return 0
-        return self.num_blocks * (self.num_blocks + 1) // 2
+from dgnet_keras.layers.wiring import PATHS, ROUTED, Graph, split_into_graphs
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -63,14 +35,24 @@ class GraphStage(Composite):
     Two rules make paths real: (a) a node without an open incoming edge is off for that sample,
     its row of A is zero; (b) the output keeps its strongest incoming edge among the nodes that
     are on (by logit, ties to the latest source) even under the threshold. A stage of one block
-    has no router and no adjacency. The paper (arXiv 2010.01097) describes the graph, the
+    has no router and no adjacency.
+
+    With `wiring="path"` a sample takes one path through the nodes, along edges of weight 1:
+
+        state  = block_0(inputs)
+        z_i    = router_i(state)                                 (batch,), float32
+        state  = block_i(state) if z_i > threshold else state    for 0 < i < N
+        output = state
+
+     The paper (arXiv 2010.01097) describes the graph, the
     routers and the threshold in its abstract; the formulas and rules above are this
     implementation's own definitions.
 
     Args:
         blocks: list of layers with distinct names, features in, features out. `blocks[0]` takes
             the stage's input and may change its shape; the others must keep it.
-        seed: int, or sequence of ints; for `wiring="random"` and registered ones only.
+        seed: int, or sequence of ints: of random and registered wirings, and of paths' routers
+            and noise.
         name: of the layer; it begins the keys of the adjacency.
         dtype: dtype policy; the blocks have their own.
         trainable: whether the stage's weights are trained.
@@ -128,50 +110,47 @@ class GraphStage(Composite):
             self._track(block)
         self.seed = seed
         self.input_spec = keras.InputSpec(ndim=4)
-        self._graphs = self._split_into_graphs()
-        if self.options.wiring == "dynamic":
-            self._routers = {str(j): self._make_router(g, j) for g, j in self._sources()}
-        if self.options.wiring in ROUTED:
-            self._gates = {str(j + 1): self._make_gate(f"gate_{j + 1}") for _, j in self._sources()}
+        self._graphs = split_into_graphs(self.name, len(self.blocks), self.options.max_nodes)
+        parts = self.options, self.graphs, seed, self._layer
+        self._routers = {str(j): router for j, router in make_routers(*parts).items()}
+        self._gates = make_gates(*parts)
 
     @property
     def graphs(self) -> list[Graph]:
         """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
         return [g for g in self._graphs if g.num_blocks > 1]
 
+    @property
+    def routers(self) -> dict[int, keras.layers.Layer]:
+        """The routers, by the block that each belongs to."""
+        return {int(j): router for j, router in self._routers.items()}
+
+    @property
+    def gates(self) -> list[keras.layers.Layer]:
+        """The gates: one a node that edges lead into, or of paths one for all."""
+        return list(self._gates.values())
+
+    def set_threshold(self, threshold: float) -> None:
+        """Gives every gate a threshold; in units of edge weight, of paths in logits.
+
+        What was traced before keeps that of a gate of another wiring than paths: Keras's models
+        are to forget it, `model.predict_function = None`.
+
+        Raises:
+            ValueError: if a gate, one of `register_gate`, has no `set_threshold`; none is changed.
+        """
+        for gate in self.gates:
+            if not hasattr(gate, "set_threshold"):
+                raise ValueError(
+                    f"The gate {self.gate!r} must have a method `set_threshold(threshold)`. "
+                    f"Received: {type(gate).__name__}, which has none"
+                )
+        for gate in self.gates:
+            gate.set_threshold(threshold)
+
     def describe(self) -> list[tuple[str, int, int]]:
         """Name, number of nodes and number of edges of each graph of the stage, in order."""
         return [(g.key, g.num_blocks, g.num_edges) for g in self._graphs]
-
-    def _split_into_graphs(self):
-        num_blocks = len(self.blocks)
-        parts = math.ceil(num_blocks / (self.options.max_nodes or num_blocks))
-        if parts == 1:
-            return [Graph(self.name, 0, num_blocks)]
-        chunks = np.array_split(np.arange(num_blocks), parts)
-        return [Graph(f"{self.name}_graph{k}", int(c[0]), len(c)) for k, c in enumerate(chunks)]
-
-    def _sources(self):
-        """(graph, index of the source block in the stage) for every block with outgoing edges."""
-        return [(g, j) for g in self.graphs for j in range(g.first, g.last + 1)]
-
-    def _make_router(self, graph, source):
-        num_edges = graph.last + 1 - source
-        return self._layer(
-            Router,
-            f"router_{source}",
-            num_edges,
-            edge_scale=self.options.resolved_edge_scale,
-            bias_initializer=ArrayInitializer(self._initial_biases(num_edges)),
-        )
-
-    def _make_gate(self, name):
-        gate = make_gate(self.options, name=name, dtype=self.dtype_policy)
-        return self._keep(gate)
-
-    def _initial_biases(self, num_edges):
-        options = self.options
-        return initial_edge_biases(num_edges, init=options.init, threshold=options.threshold)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds the blocks and, as the wiring needs, routers, gates, logits or adjacency."""
@@ -187,43 +166,32 @@ class GraphStage(Composite):
                     f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
                 )
             settle_flags(block)
-        if self.options.wiring in ROUTED:
+        if self._gates:
             check_normalization(self.blocks, self.name)
-        for graph, j in self._sources():
-            if self.options.wiring == "dynamic":
-                self._routers[str(j)].build(shapes[0])
-            if self.options.wiring in ROUTED:
-                self._gates[str(j + 1)].build((None, j + 1 - graph.first))
+        for router in self._routers.values():
+            router.build(shapes[0])
+        for graph in self.graphs:
+            for i in range(1, graph.num_blocks + 1):
+                if gate := self._gates.get(str(graph.first + i)):
+                    gate.build((None, i))
+        if gate := self._gates.get("path"):
+            gate.build((None,))
         self._graph_weights = {g.key: self._build_graph_weight(g) for g in self.graphs}
         self.input_spec = keras.InputSpec(ndim=4, axes={-1: input_shape[-1]})
 
     def _build_graph_weight(self, graph):
-        """The weight that a `learned` or a stored fixed graph holds, or None."""
-        suffix = graph.key.removeprefix(self.name)
-        if self.options.wiring == "learned":
-            sizes = range(graph.num_blocks, 0, -1)
-            biases = np.concatenate([self._initial_biases(n) for n in sizes])
-            return self._add_array(f"edge_logits{suffix}", biases)
-        if is_stored(self.options.wiring):
-            return self._add_array(
-                f"adjacency{suffix}", self._fixed_adjacency(graph), trainable=False
-            )
-        return None
-
-    def _add_array(self, name, values, trainable=True):
-        """A weight that starts as an array, and is kept in a dict."""
+        """The weight that the wiring gives a graph, or None."""
+        found = graph_weight(self.options, graph, self.seed)
+        if found is None:
+            return None
         weight = self.add_weight(
-            name=name,
-            shape=values.shape,
-            initializer=ArrayInitializer(values),
-            trainable=trainable,
+            name=found.name + graph.key.removeprefix(self.name),
+            shape=found.values.shape,
+            initializer=ArrayInitializer(found.values),
+            trainable=found.trainable,
             autocast=False,
         )
         return self._track(weight)
-
-    def _fixed_adjacency(self, graph):
-        seed = [*np.atleast_1d(self.seed).tolist(), graph.first]
-        return fixed_adjacency(self.options.wiring, graph.num_blocks, seed)
 
     @property
     def output(self) -> dict[str, Any]:
@@ -246,6 +214,11 @@ class GraphStage(Composite):
             features = blocks[0](features)
             if graph.num_blocks == 1:
                 continue
+            if self.options.wiring in PATHS and adjacency is None:
+                features, found[graph.key] = run_path(
+                    blocks, features, self._take(graph, threshold, training), self.options, training
+                )
+                continue
             if adjacency is not None:
                 edges: Edges = FixedEdges(self._given(graph, adjacency), all_on=False)
             else:
@@ -258,6 +231,20 @@ class GraphStage(Composite):
                 features = _run_graph(blocks, features, edges, sources)
             found[graph.key] = edges.adjacency()
         return {"features": tf.cast(features, self.compute_dtype), "adjacency": found}
+
+    def _take(self, graph, threshold, training):
+        """Which samples take node i, as a function of i and of the state; see `run_path`."""
+        gate, weight = self._gates["path"], self._graph_weights[graph.key]
+
+        def take(i, state):
+            if weight is None:
+                logits = self._routers[str(graph.first + i)](state, training=training)
+            else:
+                logits = tf.cast(weight, gate_dtype(self.compute_dtype))[i - 1]
+                logits = tf.repeat(logits, tf.shape(state)[0])
+            return gate(logits, threshold=threshold, training=training)
+
+        return take
 
     def _given(self, graph, adjacency):
         size = graph.num_blocks + 1
@@ -273,7 +260,7 @@ class GraphStage(Composite):
         dtype, options = gate_dtype(self.compute_dtype), self.options
         weight = self._graph_weights[graph.key]
         if options.wiring not in ROUTED:
-            matrix = self._fixed_adjacency(graph) if weight is None else weight
+            matrix = adjacency_of(options, graph, self.seed) if weight is None else weight
             matrix = tf.repeat(tf.cast(matrix, dtype)[None], batch_size, axis=0)
             return FixedEdges(matrix, all_on=True)
         sources: dict[str, Any] = {}

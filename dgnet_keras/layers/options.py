@@ -2,12 +2,13 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypedDict, TypeVar, get_args
 
-from dgnet_keras.checks import check_choice, closest
+from dgnet_keras.checks import check_choice, closest, is_number
 from dgnet_keras.layers.gates import check_gate, gates
-from dgnet_keras.layers.wiring import wirings
+from dgnet_keras.layers.wiring import PATHS, wirings
 
 Init = Literal["open", "static"]
 INITS: tuple[Init, ...] = get_args(Init)
@@ -20,7 +21,7 @@ class GraphKeywords(TypedDict, total=False):
     """The fields of `GraphOptions` as keyword arguments, for type checkers and editors."""
 
     wiring: str
-    threshold: float
+    threshold: float | None
     edge_scale: float | None
     init: Init
     gate: str
@@ -41,13 +42,19 @@ class GraphOptions:
         wiring: `"dynamic"` (routers), `"chain"` (only edges i - 1 -> i of weight 1: the original
             network, the static twin), `"learned"` (one trainable logit an edge, the same for
             every sample), `"random"` (seeded Bernoulli(0.5) edges of weight 1 / in-degree),
-            `"complete"` (every edge, weight 1 / in-degree), or one of `register_wiring`.
+            `"complete"` (every edge, weight 1 / in-degree), `"path"` (routers choose, for each
+            sample, which nodes it takes; edges of weight 1 lead from one to the next),
+            `"learned_path"` (one trainable logit a node, the same for every sample), or one of
+            `register_wiring`.
         threshold: float in [0, edge_scale), in units of edge weight: edges of at most this weight
-            are closed.
-        edge_scale: the largest edge weight; None means 1 with `init="open"`, 2 with `"static"`.
+            are closed. Of paths, any finite float, in logits: nodes of at most this logit are
+            passed by. None means 0.1, of paths 0.
+        edge_scale: the largest edge weight; None means 1 with `init="open"` and of paths, 2 with
+            `"static"`.
         init: `"open"`: every edge starts open with weight edge_scale / 2. `"static"`: chain
             edges start with weight exactly 1 and all others closed, so that a stage computes
-            what the chain of its blocks computes.
+            what the chain of its blocks computes. Paths start so with either: without the noise
+            of training, every node is taken.
         gate: `"straight_through"`, `"masked"` or `"surrogate"`: gradients of the threshold gate,
             see `ThresholdGate`; or one of `register_gate`.
         learn_threshold: whether each node's threshold is trained (surrogate gate only).
@@ -64,7 +71,7 @@ class GraphOptions:
     """
 
     wiring: str = "dynamic"
-    threshold: float = 0.1
+    threshold: float | None = None
     edge_scale: float | None = None
     init: Init = "open"
     gate: str = "straight_through"
@@ -79,21 +86,40 @@ class GraphOptions:
         check_choice("gate", self.gate, gates())
         check_choice("skip", self.skip, SKIPS)
         check_choice("skip_in_training", self.skip_in_training, SKIPS)
-        check_gate(
-            self.gate,
-            threshold=self.threshold,
-            edge_scale=self.resolved_edge_scale,
-            learn_threshold=self.learn_threshold,
-        )
-        self._check_init()
         nodes = self.max_nodes
         if nodes is not None and (type(nodes) is not int or nodes < 2):
             raise ValueError(
                 f"`max_nodes` must be an integer of at least 2, or None. Received: {nodes!r}"
             )
+        if self.wiring in PATHS:
+            self._check_path()
+            return
+        check_gate(
+            self.gate,
+            threshold=self.resolved_threshold,
+            edge_scale=self.resolved_edge_scale,
+            learn_threshold=self.learn_threshold,
+        )
+        self._check_init()
+
+    def _check_path(self):
+        threshold = self.resolved_threshold
+        if not is_number(threshold) or not math.isfinite(threshold):
+            raise ValueError(
+                "`threshold` of a path must be a finite number, in logits. "
+                f"Received: threshold={threshold!r}"
+            )
+        expected = {"edge_scale": 1, "gate": "straight_through", "learn_threshold": False}
+        for name, value in expected.items():
+            given = self.resolved_edge_scale if name == "edge_scale" else getattr(self, name)
+            if given != value:
+                raise ValueError(
+                    f"`wiring={self.wiring!r}` has edges of weight 1 and a gate of its own: "
+                    f"`{name}` must be {value!r}, or not be given. Received: {name}={given!r}"
+                )
 
     def _check_init(self):
-        scale, threshold = self.resolved_edge_scale, self.threshold
+        scale, threshold = self.resolved_edge_scale, self.resolved_threshold
         if self.init == "static" and (scale != 2 or not 0 < threshold < 1):
             raise ValueError(
                 "`init='static'` needs `edge_scale=2` and `threshold` in (0, 1), so that a chain "
@@ -108,12 +134,23 @@ class GraphOptions:
     @property
     def resolved_edge_scale(self) -> float:
         """The largest edge weight: `edge_scale`, or what None means."""
-        return default_edge_scale(self.init) if self.edge_scale is None else self.edge_scale
+        if self.edge_scale is not None:
+            return self.edge_scale
+        return 1.0 if self.wiring in PATHS else default_edge_scale(self.init)
+
+    @property
+    def resolved_threshold(self) -> float:
+        """The threshold that weights or logits must exceed: `threshold`, or what None means."""
+        if self.threshold is not None:
+            return self.threshold
+        return 0.0 if self.wiring in PATHS else 0.1
 
     def resolved(self) -> Self:
         """The same options with the values that None stands for, as floats where they are."""
         return dataclasses.replace(
-            self, threshold=float(self.threshold), edge_scale=float(self.resolved_edge_scale)
+            self,
+            threshold=float(self.resolved_threshold),
+            edge_scale=float(self.resolved_edge_scale),
         )
 
     @classmethod

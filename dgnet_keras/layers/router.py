@@ -116,6 +116,10 @@ class Router(keras.layers.Layer):
         logits = tf.matmul(pooled, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
         return edge_weights_from_logits(logits, self.edge_scale)
 
+    def macs(self, channels: int) -> int:
+        """Multiply-adds of one sample's features of so many channels."""
+        return channels * self.num_edges
+
     def compute_output_spec(self, inputs: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         """Two tensors of shape (batch, num_edges), float32 under every policy."""
         shape = (inputs.shape[0], self.num_edges)

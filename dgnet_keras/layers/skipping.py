@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -51,20 +52,37 @@ def exporting(*, portable: bool) -> Iterator[None]:
         _export.reset(token)
 
 
-def make_sources(
+# How the nodes that are off are treated: computed and left out (`dense`, for shapes that must be
+# static), left out by batch (`branching`) or by sample (`skipping`; `rows_training`).
+Form = Literal["dense", "branching", "skipping", "dense_training", "rows_training"]
+
+
+def form_of(
     blocks: Sequence[keras.layers.Layer], options: GraphOptions, training: bool | None
-) -> Sources:
-    """What runs a graph's nodes: with skipping where the options ask for it, and it can be."""
+) -> Form:
+    """How a graph's nodes are run: with skipping where the options ask for it, and it can be."""
     asked = options.skip_in_training if training else options.skip
     skip = asked == "auto" and not _shapes_are_static()
     if training:
-        skip = skip and not any(map(_other_normalization, blocks))
-        # The gate "masked" gives closed edges no gradient.
-        return Features(len(blocks), skip=skip, closed_learn=options.gate != "masked")
+        is_plain = not any(map(_other_normalization, blocks))
+        return "rows_training" if skip and is_plain else "dense_training"
     if not skip or any(map(_adds_losses, blocks)):
-        return ForwardFeatures(len(blocks))
+        return "dense"
     export = _export.get()
-    return (BranchingFeatures if export and export.portable else SkippingFeatures)(len(blocks))
+    return "branching" if export and export.portable else "skipping"
+
+
+def make_sources(
+    blocks: Sequence[keras.layers.Layer], options: GraphOptions, training: bool | None
+) -> Sources:
+    """What runs a graph's nodes on sums of earlier features, in the form of `form_of`."""
+    form = form_of(blocks, options, training)
+    if training:
+        # The gate "masked" gives closed edges no gradient.
+        closed_learn = options.gate != "masked"
+        return Features(len(blocks), skip=form == "rows_training", closed_learn=closed_learn)
+    makers = {"branching": BranchingFeatures, "skipping": SkippingFeatures}
+    return makers.get(form, ForwardFeatures)(len(blocks))
 
 
 def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None:

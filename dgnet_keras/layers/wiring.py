@@ -1,5 +1,6 @@
 """Wirings: which edges a graph has, and where their weights come from."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,48 @@ from numpy.typing import ArrayLike
 
 # An adjacency as a function of the number of blocks and of a seed.
 Wiring = Callable[[int, list[int]], ArrayLike]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One graph of a stage.
+
+    Attributes:
+        key: its name in the stage's dict of adjacency.
+        first: index of its first block in the stage.
+        num_blocks: N; the blocks are those from `first` to `last`.
+    """
+
+    key: str
+    first: int
+    num_blocks: int
+
+    @property
+    def last(self) -> int:
+        """Index of its last block in the stage."""
+        return self.first + self.num_blocks - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Edges between the blocks and into the output; 0 for a graph of one block."""
+        if self.num_blocks == 1:
+            return 0
+        return self.num_blocks * (self.num_blocks + 1) // 2
+
+
+def split_into_graphs(name: str, num_blocks: int, max_nodes: int | None) -> list[Graph]:
+    """The graphs of a stage, in order: one, or several of near-equal size.
+
+    Args:
+        name: of the stage.
+        num_blocks: of the stage.
+        max_nodes: the most blocks of a graph; None does not bound them.
+    """
+    parts = math.ceil(num_blocks / (max_nodes or num_blocks))
+    if parts == 1:
+        return [Graph(name, 0, num_blocks)]
+    chunks = np.array_split(np.arange(num_blocks), parts)
+    return [Graph(f"{name}_graph{k}", int(c[0]), len(c)) for k, c in enumerate(chunks)]
 
 
 def initial_edge_biases(num_edges: int, *, init: str, threshold: float) -> np.ndarray:
@@ -60,19 +103,23 @@ def complete_adjacency(num_blocks: int, seed: int | Sequence[int] | None = None)
     return edges / np.maximum(edges.sum(axis=0, keepdims=True), 1)
 
 
+# With edge weights that are trained: sums of earlier features; one path through the nodes.
 ROUTED = ("dynamic", "learned")
+PATHS = ("path", "learned_path")
+# Whose connectivity differs by image.
+BY_IMAGE = ("dynamic", "path")
 _fixed: dict[str, Wiring] = {
     "chain": chain_adjacency,
     "random": random_adjacency,
     "complete": complete_adjacency,
 }
-_BUILT_IN = (*ROUTED, *_fixed)
+_BUILT_IN = (*ROUTED, *PATHS, *_fixed)
 _COMPUTED = ("chain", "complete")  # their adjacency follows from N
 
 
 def wirings() -> tuple[str, ...]:
     """Names of all wirings, the registered ones last."""
-    return (*ROUTED, *_fixed)
+    return (*ROUTED, *PATHS, *_fixed)
 
 
 def register_wiring(name: str, adjacency: Wiring) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from dgnet_keras.adjacencies import adjacency_at
+from dgnet_keras.adjacencies import answers_at
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, upright
+from dgnet_keras.layers.wiring import PATHS
 from dgnet_keras.preprocessing import Preprocessing
 
 TOP_LABELS = 5
@@ -48,6 +49,13 @@ class ServingModule(tf.Module):
         self._run = graph_function(
             lambda images: everything(images, training=False),
             [tf.TensorSpec((None, *size), tf.float32, "preprocessed")],
+        )
+        self._run_at = graph_function(
+            lambda images, threshold: answers_at(model, images, threshold[:, None]),
+            [
+                tf.TensorSpec((None, *size), tf.float32, "preprocessed"),
+                tf.TensorSpec((None,), tf.float32, "threshold"),
+            ],
         )
         shape = (None, None, None, size[-1])
         self.preprocess = graph_function(self._prepare, [tf.TensorSpec(shape, tf.uint8, "images")])
@@ -88,6 +96,7 @@ class ServingModule(tf.Module):
             specs["predict_jpeg"] = (predict_jpeg, self.preprocess_jpeg.input_signature)
         if self._model.adjacency_outputs:
             specs["connectivity_at"] = (self._connectivity_at, [raw, threshold])
+            specs["predict_at"] = (self._predict_at, [raw, threshold])
         return {name: graph_function(*spec) for name, spec in specs.items()}
 
     def _features(self, images):
@@ -100,9 +109,15 @@ class ServingModule(tf.Module):
 
     def _connectivity_at(self, images, threshold):
         images = self.preprocess(images)
-        limit = self._model.backbone.graph_options.resolved_edge_scale
-        threshold = check_threshold_input(threshold, tf.shape(images)[0], limit)
-        return self._with_macs(adjacency_at(self._model, images, threshold[:, None]), images)
+        return self._with_macs(self._at(images, threshold)[1], images)
+
+    def _predict_at(self, images, threshold):
+        return self._named(self._at(self.preprocess(images), threshold)[0])
+
+    def _at(self, images, threshold):
+        options = self._model.backbone.graph_options
+        limit = None if options.wiring in PATHS else options.resolved_edge_scale
+        return self._run_at(images, check_threshold_input(threshold, tf.shape(images)[0], limit))
 
     def _prepare(self, images):
         return self._preprocessing.normalize(self._resize(check_images(images)))
@@ -134,7 +149,10 @@ class ServingModule(tf.Module):
         return {**adjacency, "macs": self._costs.of_images(adjacency, tf.shape(images)[0])}
 
     def _answer(self, images):
-        logits = self._run(images)["logits"]
+        return self._named(self._run(images)["logits"])
+
+    def _named(self, logits):
+        """What is answered of an image, by name."""
         top = tf.math.top_k(logits, min(TOP_LABELS, logits.shape[-1])).indices
         return {
             "logits": logits,
@@ -223,13 +241,21 @@ def check_encoded(
         return tf.identity(encoded)
 
 
-def check_threshold_input(threshold: tf.Tensor, count: tf.Tensor, limit: float) -> tf.Tensor:
+def check_threshold_input(threshold: tf.Tensor, count: tf.Tensor, limit: float | None) -> tf.Tensor:
     """Refuses a threshold outside [0, limit), or of another shape than () or (count,).
+
+    Without a limit, that of paths, it refuses NaN alone: minus infinity takes every node, infinity
+    none but those that always run.
 
     Returns:
         float32 (count,): a threshold for each image.
     """
     values = tf.reshape(threshold, [-1])
+    if limit is None:
+        in_range, expected = tf.logical_not(tf.math.is_nan(values)), "a number"
+    else:
+        in_range = tf.logical_and(values >= 0, values < limit)
+        expected = f"in [0, edge_scale) = [0, {limit})"
     fits = tf.logical_or(tf.size(values) == 1, tf.size(values) == count)
     checks = [
         _check(
@@ -238,8 +264,8 @@ def check_threshold_input(threshold: tf.Tensor, count: tf.Tensor, limit: float) 
             tf.shape(threshold),
         ),
         _check(
-            tf.reduce_all(tf.logical_and(values >= 0, values < limit)),
-            f"threshold must be in [0, edge_scale) = [0, {limit}). Received:",
+            tf.reduce_all(in_range),
+            f"threshold must be {expected}. Received:",
             values,
         ),
     ]

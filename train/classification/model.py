@@ -27,6 +27,8 @@ def create_model(recipe, num_classes):
             num_classes=num_classes,
             input_shape=recipe.input_shape,
             **recipe.keywords(),
+            macs_target=recipe.macs_target,
+            macs_weight=recipe.macs_weight,
             seed=recipe.seed,
             **recipe.model_overrides,
         )
@@ -36,6 +38,14 @@ def create_model(recipe, num_classes):
     for layer in norms(model):
         layer.synchronized = recipe.synchronized_norm
     return model
+
+
+def create_teacher(recipe, num_classes):
+    """The static network that the recipe's model learns from; its weights are to be loaded."""
+    chain = dataclasses.replace(recipe, wiring="chain", macs_target=None)
+    teacher = create_model(chain, num_classes)
+    teacher.trainable = False
+    return teacher
 
 
 def preprocessing_of(recipe):

@@ -62,6 +62,20 @@ class Recipe(CheckedRecipe):
         freeze_backbone_epochs: first epochs in which nodes and stem keep their weights and
             statistics (the classifier and the routers learn).
         freeze_routers_epochs: first epochs in which routers, edge logits and thresholds do.
+        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
+            or None. In the end the threshold is moved until training images compute this share.
+        macs_weight: of the loss for it; see `dgnet_keras.budget.Budget`.
+        macs_fall: share of the run in which the target comes down from 1.
+        macs_floor: share of a batch that each block is to be taken by at first; it comes down to
+            0 in the first third of the run.
+        noise_off: last share of the run, in which the choice of paths has no noise.
+        router_clip_norm: global norm that the gradients of routers, edge logits and thresholds are
+            clipped to; None does not clip.
+        distill_from: a static network to learn from besides the labels, or None: of the same
+            variant with `wiring="chain"`; anything that `--init-from` takes.
+        distill_weight: of its part of the loss, the divergence (Kullback-Leibler) of the model's
+            probabilities from that network's, times the temperature's square.
+        distill_temperature: that both networks' logits are divided by for it.
         label_smoothing: in [0, 1).
         random_flip: whether training images are mirrored at random.
         random_shift: training images are shifted by up to so many pixels.
@@ -114,6 +128,15 @@ class Recipe(CheckedRecipe):
     synchronized_norm: bool = False
     freeze_backbone_epochs: Whole = 0
     freeze_routers_epochs: Whole = 0
+    macs_target: typing.Annotated[float | None, Interval("(0, 1]")] = None
+    macs_weight: Amount = 10.0
+    macs_fall: Probability = 0.5
+    macs_floor: Probability = 0.25
+    noise_off: Probability = 0.2
+    router_clip_norm: ClipNorm = None
+    distill_from: str | None = None
+    distill_weight: Amount = 1.0
+    distill_temperature: typing.Annotated[float, Interval("(0, inf)")] = 1.0
     label_smoothing: Share = 0.0
     random_flip: bool = False
     random_shift: Whole = 0
@@ -213,6 +236,28 @@ RECIPES = {
         weight_decay=1e-4,
         random_flip=True,
         random_shift=4,
+    ),
+    # Paths from a trained network. First the static network on these images, then paths from it:
+    #   python -m train.imagenet --config cifar10_resnet56_path --data-dir DIR --workdir runs/static
+    #     --init-from cifar_resnets.npz --set wiring=chain --set macs_target=null
+    #   python -m train.imagenet --config cifar10_resnet56_path --data-dir DIR --workdir runs/path
+    #     --init-from runs/static --set distill_from=runs/static
+    "cifar10_resnet56_path": Recipe(
+        model="resnet56_cifar",
+        wiring="path",
+        dataset="folder",
+        input_shape=(32, 32, 3),
+        epochs=8,
+        learning_rate=0.01,
+        router_lr_multiplier=5.0,
+        warmup_epochs=0.05,
+        weight_decay=5e-5,
+        random_flip=True,
+        random_shift=4,
+        macs_target=0.55,
+        macs_weight=40.0,
+        router_clip_norm=1.0,
+        cache=True,
     ),
     # The four at ImageNet's scale have not been run: there is no ImageNet and no GPU here. Their
     # settings are those with which the named sources train the static network.

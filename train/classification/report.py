@@ -16,6 +16,8 @@ from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, decode_image
 from dgnet_keras.serving import export
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train.classification import input_pipeline
+from train.classification.calibration import calibrate_run
+from train.loop import orbit_log
 from train.weights import weights_sha256
 from train.workdir import atomic_file, read_json, write_json
 
@@ -33,6 +35,11 @@ def write_results(run, workdir, findings=()):
         findings: sentences about its data.
     """
     model, metrics = run.model, run.history[-1]
+    calibration = {}
+    if run.recipe.macs_target is not None:
+        with orbit_log(workdir / "train.log"):
+            calibration = calibrate_run(run)
+        metrics = {**metrics, **calibration.pop("metrics")}
     best = max(run.history, key=lambda row: row["accuracy"])
     with atomic_file(workdir / "model.keras") as scratch:
         model.save(scratch)
@@ -59,6 +66,10 @@ def write_results(run, workdir, findings=()):
         "seconds": round(float(run.train_seconds.numpy()), 1),
         "weights_sha256": weights_sha256(model),
     }
+    if "share_of_macs" in metrics:
+        results["share_of_macs"] = metrics["share_of_macs"]
+    if calibration:
+        results["calibration"] = calibration
     if "router_health" in metrics:
         results["router_health"] = list(metrics["router_health"].values())
     if not (workdir / "export" / "1").exists():

@@ -7,10 +7,14 @@ import numpy as np
 import orbit
 import tensorflow as tf
 
+from dgnet_keras.budget import stages_of
+from dgnet_keras.calibrate import set_threshold
+from dgnet_keras.layers.path_router import PathGate
+from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from train.checkpoints import of_variables
 from train.classification import datasets, input_pipeline, report, task
 from train.classification.findings import check_data
-from train.classification.model import create_model, trained_variables
+from train.classification.model import create_model, create_teacher, trained_variables
 from train.classification.optimizers import create_optimizer
 from train.loop import Run
 from train.session import Session
@@ -59,7 +63,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         run = ClassificationRun(recipe, data, session.strategy, init_from)
         run.restore(session.workdir)  # before the workdir is claimed
         with session.training(run) as rows:
-            _tell(rows, recipe, session.console)
+            _tell(run, rows, session.console)
         run.finish()
         if not session.is_chief:
             return {}
@@ -70,18 +74,18 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     return results
 
 
-def _tell(rows, recipe, console):
-    """Prints a line an epoch, and what is wrong with the routers, once for each kind."""
-    split, said = "validation" if recipe.validation else "test", set()
+def _tell(run, rows, console):
+    """Prints a line an epoch, and in the end what is wrong with the routers."""
+    recipe = run.recipe
+    split = "validation" if recipe.validation else "test"
     for row in rows:
         console.print(
             f"epoch {row['epoch']}/{recipe.epochs}: {split} loss {row['loss']:.4f}, "
             f"{split} accuracy {row['accuracy']:.4f}"
+            + (f", share of MACs {row['share_of_macs']:.3f}" if recipe.macs_target else "")
         )
-        for kind, message in row.get("router_health", {}).items():
-            # After one epoch routers may still be where they started.
-            if kind not in said and row["epoch"] > 1:
-                said.add(kind)
+        if row["step"] == run.total_steps:
+            for message in row.get("router_health", {}).values():
                 console.print(message, style="yellow")
 
 
@@ -132,6 +136,9 @@ class ClassificationRun(Run):
         self.skipped = input_pipeline.SkippedImages()
         with strategy.scope():
             self.model = create_model(recipe, len(data.class_names))
+            self.teacher = None
+            if recipe.distill_from is not None:
+                self.teacher = create_teacher(recipe, len(data.class_names))
             self.variables = list(self.model.trainable_variables)
             self.optimizer = create_optimizer(recipe, self.steps_per_epoch, self.variables)
             self.global_step = orbit.utils.create_global_step()
@@ -148,8 +155,19 @@ class ClassificationRun(Run):
     def _saved(self):
         return of_variables(
             {"model": self.model.weights, "optimizer": self.optimizer.variables},
-            {"step": self.global_step, "train_seconds": self.train_seconds},
+            {
+                "step": self.global_step,
+                "train_seconds": self.train_seconds,
+                **{f"noise_{name}": state for name, state in self._noise_states()},
+            },
         )
+
+    def _noise_states(self):
+        """By stage, what the noise of paths is drawn from."""
+        for stage in stages_of(self.model):
+            for gate in stage.gates:
+                if isinstance(gate, PathGate):
+                    yield stage.name, gate.noise_state
 
     def _start(self):
         if self.init_from is not None:
@@ -158,6 +176,8 @@ class ClassificationRun(Run):
     def restore(self, workdir):
         """As of `Run`; also the names of images that could not be read before."""
         super().restore(workdir)
+        if self.teacher is not None:
+            load_initial_weights(self.teacher, self.recipe.distill_from)
         self._skipped_file = self.own / "skipped_images.json"
         self.skipped.names |= set(read_json(self._skipped_file, []))
 
@@ -177,6 +197,8 @@ class ClassificationRun(Run):
                 self.strategy,
                 self._train_dataset(self.step),
                 self.global_step,
+                self.total_steps,
+                self.teacher,
             )
         return self._phase
 
@@ -188,7 +210,8 @@ class ClassificationRun(Run):
         return {
             **{
                 key: float(np.average([loop[key] for loop in loops], weights=weights))
-                for key in ("loss", "accuracy")
+                for key in ("loss", "accuracy", "share_of_macs")
+                if key in loops[0]
             },
             "images_per_second": sum(weights) / seconds,
             "learning_rate": loops[-1]["learning_rate"],
@@ -199,6 +222,17 @@ class ClassificationRun(Run):
         with self._averaged():
             return super().evaluate()
 
+    def evaluate_at(self, threshold):
+        """Sets the threshold of the model, and returns the metrics of `evaluate`."""
+        set_threshold(self.model, threshold)
+        if self.recipe.wiring not in PATHS:  # whose thresholds are no weights, but traced
+            with self.strategy.scope():
+                self.evaluator = task.Evaluator(
+                    self.model, self.recipe, self.strategy, self._test_dataset()
+                )
+            self._use(trainer=None)
+        return self.evaluate()
+
     def _evaluate_epoch(self):
         """Keeps the best weights, and the names of images that could not be read."""
         with self._averaged():
@@ -206,7 +240,7 @@ class ClassificationRun(Run):
             best = max((row["accuracy"] for row in self.history), default=-1.0)
             if is_chief(self.strategy) and figures["accuracy"] > best:
                 save_weights(self.model, self.own / BEST_WEIGHTS)
-        if self.recipe.wiring == "dynamic":
+        if self.recipe.wiring in BY_IMAGE:
             figures["router_health"] = {f.kind: f.message for f in self.evaluator.findings}
         write_json(self._skipped_file, sorted(self.skipped.names), indent=None)
         return figures

@@ -8,6 +8,10 @@ import orbit
 import tensorflow as tf
 
 from dgnet_keras import connectivity
+from dgnet_keras.budget import Pressure, apply_pressure
+from dgnet_keras.complexity import model_costs
+from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
+from dgnet_keras.weights import is_wiring_weight
 from train.classification.optimizers import is_decayed
 
 
@@ -17,6 +21,25 @@ def losses_of(logits, batch, label_smoothing):
     targets = batch["target"] if "target" in batch else tf.one_hot(batch["label"], classes)
     targets = targets * (1 - label_smoothing) + label_smoothing / classes
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+
+
+def divergence(teacher_logits, logits, temperature):
+    """Kullback-Leibler divergence from the teacher's probabilities, times the temperature's square.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
+
+    Args:
+        teacher_logits: (batch, classes).
+        logits: likewise.
+        temperature: that both are divided by.
+
+    Returns:
+        float32 (batch,).
+    """
+    wanted, given = (
+        tf.nn.log_softmax(tf.cast(z, tf.float32) / temperature) for z in (teacher_logits, logits)
+    )
+    return temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
 
 
 def _sums(losses, logits, batch):
@@ -44,21 +67,38 @@ class Trainer(orbit.StandardTrainer):
         strategy: the `tf.distribute` strategy.
         dataset: distributed training batches.
         global_step: `tf.Variable` that counts updates.
+        total_steps: updates of the whole recipe.
+        teacher: a static classifier to learn from, or None.
     """
 
-    def __init__(self, model, variables, optimizer, recipe, strategy, dataset, global_step):
+    def __init__(
+        self,
+        model,
+        variables,
+        optimizer,
+        recipe,
+        strategy,
+        dataset,
+        global_step,
+        total_steps,
+        teacher=None,
+    ):
         super().__init__(dataset)
+        self.total_steps = total_steps
+        self.teacher = teacher
         self.model = model
         self.trained = variables
         self.optimizer = optimizer
         self.recipe = recipe
         self.strategy = strategy
         self.global_step = global_step
-        self.sums = {name: tf.Variable(0.0) for name in ("loss", "correct", "weight")}
+        names = ["loss", "correct", "weight"] + ["macs"] * (model.budget is not None)
+        self.sums = {name: tf.Variable(0.0) for name in names}
         self.failed_step = tf.Variable(0, dtype=tf.int64)
         # Clipping needs the gradient of the whole batch; loss scaling needs all replicas to agree
         # whether it is finite.
-        self.reduce_first = recipe.clip_norm is not None or recipe.dtype == "mixed_float16"
+        clips = recipe.clip_norm is not None or recipe.router_clip_norm is not None
+        self.reduce_first = clips or recipe.dtype == "mixed_float16"
         self.decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
 
     def train_loop_begin(self):
@@ -69,6 +109,8 @@ class Trainer(orbit.StandardTrainer):
 
     def train_step(self, iterator):
         """One update from one global batch."""
+        if self.recipe.macs_target is not None:
+            apply_pressure(self.model, self._pressure())
         sums = self.strategy.run(self._update, args=(next(iterator),))
         for name, value in sums.items():
             reduced = self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
@@ -76,6 +118,16 @@ class Trainer(orbit.StandardTrainer):
         self.global_step.assign_add(1)
         if self.failed_step == 0 and not tf.math.is_finite(self.sums["loss"]):
             self.failed_step.assign(tf.cast(self.global_step, tf.int64))
+
+    def _pressure(self):
+        recipe = self.recipe
+        return Pressure.at(
+            tf.cast(self.global_step, tf.float32) / self.total_steps,
+            target=recipe.macs_target,
+            fall=recipe.macs_fall,
+            quiet=recipe.noise_off,
+            floor=recipe.macs_floor,
+        )
 
     def _update(self, batch):
         parts = self.recipe.accumulation_steps
@@ -95,16 +147,33 @@ class Trainer(orbit.StandardTrainer):
     def _gradients(self, batch):
         """Gradients of this part's share of the loss (scaled, in float16) and its sums."""
         with tf.GradientTape() as tape:
-            logits = self.model(batch["image"], training=True)
+            logits, budget, share = self._answer(batch["image"])
             losses = losses_of(logits, batch, self.recipe.label_smoothing) * batch["weight"]
             loss = tf.reduce_sum(losses) / self.recipe.batch_size
+            if budget is not None:  # a mean over this part
+                parts = self.strategy.num_replicas_in_sync * self.recipe.accumulation_steps
+                loss += budget / parts
+            if self.teacher is not None:
+                loss += self.recipe.distill_weight * self._divergence(batch, logits)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [v.value for v in self.trained])
         gradients = [
             tf.zeros_like(v.value) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, self.trained, strict=True)
         ]
-        return gradients, _sums(losses, logits, batch)
+        sums = _sums(losses, logits, batch)
+        return gradients, sums if share is None else sums | {"macs": share * sums["weight"]}
+
+    def _answer(self, images):
+        """Logits; the budget's loss and the share of MACs, or None for both."""
+        if self.model.budget is None:
+            return self.model(images, training=True), None, None
+        return self.model.call_with_budget(images, training=True)
+
+    def _divergence(self, batch, logits):
+        wanted = tf.stop_gradient(self.teacher(batch["image"], training=False))
+        divergences = divergence(wanted, logits, self.recipe.distill_temperature)
+        return tf.reduce_sum(divergences * batch["weight"]) / self.recipe.batch_size
 
     def _apply(self, gradients):
         # `apply` sums over replicas itself: what is the same on all of them is divided first.
@@ -116,6 +185,10 @@ class Trainer(orbit.StandardTrainer):
             if self.recipe.clip_norm is not None:
                 limit = self.recipe.clip_norm * scale
                 gradients, _ = tf.clip_by_global_norm(gradients, limit)
+            if self.recipe.router_clip_norm is not None:
+                gradients = self._with_clipped_routers(
+                    gradients, self.recipe.router_clip_norm * scale
+                )
             gradients = [g / replicas for g in gradients]
         if self.decay:
             gradients = [
@@ -123,6 +196,14 @@ class Trainer(orbit.StandardTrainer):
                 for g, v in zip(gradients, self.trained, strict=True)
             ]
         self.optimizer.apply(gradients, self.trained)
+
+    def _with_clipped_routers(self, gradients, limit):
+        """The gradients, those of the wiring clipped to a global norm of their own."""
+        which = [k for k, v in enumerate(self.trained) if is_wiring_weight(v.path)]
+        if not which:
+            return gradients
+        clipped, _ = tf.clip_by_global_norm([gradients[k] for k in which], limit)
+        return [clipped[which.index(k)] if k in which else g for k, g in enumerate(gradients)]
 
     def train_loop_end(self):
         """Means over the loop's examples.
@@ -138,6 +219,8 @@ class Trainer(orbit.StandardTrainer):
                 "Try a lower learning_rate, a longer warm-up or clip_norm."
             )
         seconds = time.monotonic() - self._start
+        if "macs" in self.sums:
+            means["share_of_macs"] = self.sums["macs"] / self.sums["weight"].read_value()
         return {
             **means,
             "examples": self.sums["weight"].read_value(),
@@ -172,7 +255,7 @@ class Evaluator(orbit.StandardEvaluator):
 
     Attributes:
         findings: of `connectivity.router_health` in the last evaluation; none unless the wiring is
-            `dynamic`.
+            `dynamic` or `path`.
     """
 
     def __init__(self, model, recipe, strategy, dataset):
@@ -180,6 +263,7 @@ class Evaluator(orbit.StandardEvaluator):
         self.recipe = recipe
         self.strategy = strategy
         self.stages = dict(model.adjacency_outputs)
+        self.costs = model_costs(model)
         self.findings = []
         self.model = keras.Model(model.input, {"logits": model.output, **self.stages})
 
@@ -208,6 +292,8 @@ class Evaluator(orbit.StandardEvaluator):
         kept = step_outputs["weight"].numpy() > 0
         edges = {k: v.numpy()[kept].astype("float64") for k, v in step_outputs["adjacency"].items()}
         sums = {k: v.numpy().astype("float64") for k, v in step_outputs["sums"].items()}
+        if edges:
+            sums["macs"] = self.costs.shares(edges, int(kept.sum())).sum()
         for stage, weights in edges.items():
             sums[f"mean/{stage}"] = weights.sum(axis=0)
             sums[f"square/{stage}"] = np.square(weights).sum(axis=0)
@@ -234,8 +320,9 @@ class Evaluator(orbit.StandardEvaluator):
             Dict: `loss`, `accuracy`, `examples`; for networks with edges also `open_rate/<stage>`
             (share of the stage's edges that an image keeps open, on average),
             `router_entropy/<stage>` (mean over edges of the entropy, in bits, of whether an
-            image has the edge open; 0 where all images agree) and `distinct_paths` (number of
-            different sets of open edges among the images).
+            image has the edge open; 0 where all images agree), `distinct_paths` (number of
+            different sets of open edges among the images) and `share_of_macs` (multiply-adds that
+            an image computes over the static twin's, on average).
 
         Raises:
             ValueError: if none of the images could be decoded.
@@ -253,9 +340,15 @@ class Evaluator(orbit.StandardEvaluator):
             statistics = self._edge_statistics(sums)
             metrics |= connectivity.edge_metrics(statistics.open_rate)
             metrics["distinct_paths"] = len(state["paths"])
+            metrics["share_of_macs"] = sums["macs"] / weight
             for stage, mean in statistics.mean_weight.items():
                 heat_map = connectivity.heat_map(mean)
                 tf.summary.image(f"adjacency/{stage}", heat_map[None])
-            if self.recipe.wiring == "dynamic":
-                self.findings = connectivity.router_health(statistics)
+            if self.recipe.wiring in BY_IMAGE:
+                self.findings = connectivity.router_health(
+                    statistics,
+                    is_path=self.recipe.wiring in PATHS,
+                    share=float(metrics["share_of_macs"]),
+                    target=self.recipe.macs_target,
+                )
         return {name: float(value) for name, value in metrics.items()}

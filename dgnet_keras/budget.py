@@ -1,0 +1,176 @@
+"""Budget: a loss that brings the share of multiply-adds to a target, and how both change."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+import keras
+import tensorflow as tf
+
+from dgnet_keras.checks import is_number
+from dgnet_keras.complexity import ModelCosts, model_costs
+from dgnet_keras.layers.graph import GraphStage
+from dgnet_keras.layers.path_router import PathGate
+
+
+@dataclasses.dataclass(frozen=True)
+class Pressure:
+    """What a budget asks for at one moment of training; floats or scalar tensors.
+
+    Attributes:
+        target: share of MACs.
+        noise: what the noise of paths' gates is multiplied by.
+        floor: share of the images that each block is to be taken by, at least.
+    """
+
+    target: float | tf.Tensor
+    noise: float | tf.Tensor
+    floor: float | tf.Tensor
+
+    @classmethod
+    def at(
+        cls,
+        progress: float | tf.Tensor,
+        *,
+        target: float,
+        start: float = 1.0,
+        fall: float = 0.5,
+        quiet: float = 0.2,
+        floor: float = 0.25,
+    ) -> Self:
+        """The target comes down in a line, blocks are kept alive at first, noise ends early.
+
+        Args:
+            progress: share of the training that is over, in [0, 1]; float or scalar tensor.
+            target: that is reached in the end.
+            start: target at the beginning.
+            fall: share of the training in which the target comes down.
+            quiet: last share of the training, without noise.
+            floor: of the beginning; it comes down to 0 in the first third.
+        """
+        progress = tf.cast(progress, tf.float32)
+        fallen = tf.minimum(1.0, progress / fall) if fall else 1.0
+        return cls(
+            target=start + (target - start) * fallen,
+            noise=tf.cast(progress < 1 - quiet, tf.float32),
+            floor=floor * tf.maximum(0.0, 1 - 3 * progress),
+        )
+
+
+class Budget:
+    """The loss `weight * (mean share of MACs - target)^2` of a model, and what it is made of.
+
+    The share is over the static twin's multiply-adds. What is on counts, as `count_macs` of each
+    image does. Its gradient is straight-through: of a path's node that of its choice, else an
+    edge is open as much as its weight is of the largest. To it comes
+    `weight * mean over blocks of max(0, floor - share of images that take the block)^2`. With
+    several replicas the means are over all of them.
+
+    Args:
+        model: a backbone or classifier of this package.
+        target: share of MACs, in (0, 1].
+        weight: of the loss, at least 0.
+
+    Attributes:
+        current_target: variable, the target in force; a schedule moves it.
+        floor: variable, see above; 0 at first.
+        share: metric of Keras's loops, the mean share.
+
+    Raises:
+        ValueError: for a target that is none, or that the model cannot reach.
+    """
+
+    def __init__(self, model: keras.Model, target: float, weight: float) -> None:
+        check_target(target)
+        if not is_number(weight) or not 0 <= weight < float("inf"):
+            raise ValueError(
+                f"`macs_weight` must be a number of at least 0. Received: macs_weight={weight!r}"
+            )
+        check_reachable(model, target)
+        self.target, self.weight = float(target), float(weight)
+        with model.distribute_strategy.scope():
+            self.current_target = keras.Variable(self.target, trainable=False, name="macs_target")
+            self.floor = keras.Variable(0.0, trainable=False, name="floor")
+            self.share = keras.metrics.Mean(name="share_of_macs")
+        self.is_measuring = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, calls of the model update the metric `share`."""
+        self.is_measuring = True
+        try:
+            yield
+        finally:
+            self.is_measuring = False
+
+    def measure(
+        self, costs: ModelCosts, found: Mapping[str, tf.Tensor], scales: Mapping[str, float]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The loss, and the mean share of MACs of these images: two float32 scalars.
+
+        Args:
+            costs: of the model, at the size of the images.
+            found: the images' adjacency.
+            scales: by graph, the largest edge weight.
+        """
+        total, taken = tf.zeros([]), []
+        for key, graph in costs.graphs.items():
+            is_open = straight_through_mask(found[key], scales[key])
+            total += tf.reduce_mean(graph.macs(is_open))
+            taken.append(tf.reduce_mean(graph.is_on(is_open), axis=0)[1:])
+        share = (total + float(costs.elsewhere)) / float(costs.static)
+        rates = tf.concat(taken, axis=0)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            context = tf.distribute.get_replica_context()
+            share, rates = context.all_reduce("MEAN", [share, rates])
+        loss = tf.square(share - self.current_target.value)
+        missing = tf.nn.relu(self.floor.value - rates)
+        return self.weight * (loss + tf.reduce_mean(tf.square(missing))), share
+
+
+def straight_through_mask(matrix: tf.Tensor, edge_scale: float) -> tf.Tensor:
+    """1 for an open edge, 0 for a closed one, with the gradient of `matrix / edge_scale`."""
+    mass = tf.cast(matrix, tf.float32) / edge_scale
+    is_open = tf.cast(matrix > 0, tf.float32)
+    return is_open + (mass - tf.stop_gradient(mass))
+
+
+def check_target(target: float, name: str = "macs_target") -> None:
+    """Raises `ValueError` unless it is in (0, 1]; `name` is what the message calls it."""
+    if not is_number(target) or not 0 < target <= 1:
+        raise ValueError(
+            f"`{name}` must be in (0, 1], a share of the static twin's multiply-adds. "
+            f"Received: {name}={target!r}"
+        )
+
+
+def check_reachable(model: keras.Model, target: float) -> None:
+    """Raises `ValueError` if a model has no gates, or always computes more than `target`."""
+    if not any(stage.gates for stage in stages_of(model)):
+        raise ValueError(
+            "A budget needs a wiring with gates and a stage of at least two blocks. "
+            f"Received: wiring={model.wiring!r}, {model.name!r}"
+        )
+    least = model_costs(model).least_share
+    if target < least:
+        raise ValueError(
+            f"The blocks that always run cost {least:.3f} of the static twin's multiply-adds: "
+            f"less cannot be reached. Received: a target of {target}"
+        )
+
+
+def stages_of(model: keras.Model) -> list[GraphStage]:
+    """The graph stages of a backbone or classifier, in order."""
+    return [layer for layer in model.layers if isinstance(layer, GraphStage)]
+
+
+def apply_pressure(model: keras.Model, pressure: Pressure) -> None:
+    """Sets the target and floor in force, and the noise of paths' gates."""
+    if model.budget is not None:
+        model.budget.current_target.assign(pressure.target)
+        model.budget.floor.assign(pressure.floor)
+    for stage in stages_of(model):
+        for gate in stage.gates:
+            if isinstance(gate, PathGate):
+                gate.noise.assign(pressure.noise)

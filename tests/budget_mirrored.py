@@ -1,0 +1,49 @@
+"""Loss and gradients of a budget on 1 and 2 devices.
+
+python tests/budget_mirrored.py FILE
+"""
+
+import pathlib
+import pickle
+import sys
+
+import catalog
+import numpy as np
+import tensorflow as tf
+
+from dgnet_keras.budget import Pressure, apply_pressure
+
+
+def gradients_of(devices):
+    """Share of MACs, and gradients of the budget's loss: list of arrays."""
+    strategy = tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    with strategy.scope():
+        model = catalog.create("resnet_cifar_split", gate="straight_through", macs_target=0.9)
+        catalog.randomize(model)
+        apply_pressure(model, Pressure(0.5, 0.0, 0.9))
+    routers = [r for stage in model.backbone.stages for r in stage.routers.values()]
+    images = catalog.images(batch=8)
+    images[4:] *= 0.1  # the images of the second device take other paths
+    parts = np.split(images, devices)
+    inputs = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+
+    @tf.function
+    def step(images):
+        with tf.GradientTape() as tape:
+            # Statistics of training would be those of each device's images.
+            _, loss, share = model.call_with_budget(images, training=False)
+            loss /= devices
+        gradients = tape.gradient(loss, [r.bias.value for r in routers])
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("SUM", [share / devices, loss, *gradients])
+
+    found = strategy.run(step, [inputs])
+    return [strategy.experimental_local_results(x)[0].numpy() for x in found]
+
+
+if __name__ == "__main__":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    pathlib.Path(sys.argv[1]).write_bytes(pickle.dumps([gradients_of(d) for d in (1, 2)]))

@@ -1,0 +1,187 @@
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalog import create, images, randomize
+
+import dgnet_keras as dg
+from dgnet_keras.budget import Pressure, apply_pressure
+
+WIRINGS = ["path", "learned_path", "dynamic", "learned"]
+LABELS = np.arange(32) % 3
+
+
+def tiny(wiring="path", **kwargs):
+    options = {"depths": (3, 4), "widths": (4, 8), "input_shape": (16, 16, 3), "macs_target": 0.6}
+    return create("resnet_cifar_path", wiring=wiring, **{**options, **kwargs})
+
+
+def shares(model, x):
+    static = dg.count_macs(tiny("chain", macs_target=None))["macs"]
+    return dg.count_macs(model, x)["per_instance"]["macs"] / static
+
+
+def compiled(model):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(dg.optimizers.SGD(0.01), loss)
+    return model
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_the_share_in_the_log_is_that_of_count_macs(wiring):
+    model = compiled(randomize(tiny(wiring), scale=0.5))
+    x = images(40)
+    found = model.evaluate(x, np.arange(40) % 3, batch_size=32, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["share_of_macs"], shares(model, x).mean(), rtol=1e-5)
+
+
+def test_the_loss_is_the_weighted_square_of_the_distance():
+    model = randomize(tiny(macs_weight=7.0), scale=0.5)
+    apply_pressure(model, Pressure(0.45, 0.0, 0.0))
+    x = images(16)
+    model(x, training=True)
+    (loss,) = model.losses
+    _, _, share = model.call_with_budget(tf.constant(x), training=True)
+    np.testing.assert_allclose(loss, 7 * (share - 0.45) ** 2, rtol=1e-4)
+
+
+def test_the_budget_moves_the_choice_by_the_cost_of_its_block():
+    """d loss / d bias = 2 w (share - target) mean(sigmoid'(z)) cost / static, a node at a time."""
+    model = randomize(tiny(macs_weight=3.0), scale=0.5)
+    apply_pressure(model, Pressure(0.6, 0.0, 0.0))
+    x = tf.constant(images(16))
+    seen = {}
+    for stage in model.backbone.stages:
+        for i, router in stage.routers.items():
+            call = router.call
+
+            def note(inputs, training=None, call=call, key=(stage.name, i)):
+                seen[key] = call(inputs, training=training)
+                return seen[key]
+
+            router.call = note
+    with tf.GradientTape() as tape:
+        _, loss, share = model.call_with_budget(x, training=True)
+    biases = {(s.name, i): r.bias for s in model.backbone.stages for i, r in s.routers.items()}
+    gradients = tape.gradient(loss, [b.value for b in biases.values()])
+    costs = dg.complexity.model_costs(model)
+    for (name, i), gradient in zip(biases, gradients, strict=True):
+        z = seen[name, i].numpy()
+        slope = np.mean(1 / (1 + np.exp(-z)) * (1 - 1 / (1 + np.exp(-z))))
+        cost = costs.graphs[name].nodes[i] / costs.static
+        expected = 2 * 3 * (float(share) - 0.6) * slope * cost
+        np.testing.assert_allclose(gradient.numpy()[0], expected, rtol=1e-3)
+
+
+def test_a_block_that_too_few_take_is_pulled_up():
+    model = tiny(macs_weight=2.0)
+    router = model.backbone.stages[1].routers[2]
+    router.bias.assign([-5.0])
+    target = float(shares(model, images(8)).mean())
+    apply_pressure(model, Pressure(target, 0.0, 0.25))
+    with tf.GradientTape() as tape:
+        model(images(8), training=True)
+        (loss,) = model.losses
+    blocks = sum(len(stage.blocks) - 1 for stage in model.backbone.stages)
+    np.testing.assert_allclose(loss, 2 * 0.25**2 / blocks, rtol=1e-3)
+    assert tape.gradient(loss, router.bias.value).numpy()[0] < 0
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_training_brings_the_share_to_the_target(wiring):
+    model = tiny(wiring, macs_weight=200.0, init="static")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(dg.optimizers.SGD(0.05, router_lr_multiplier=10.0, global_clipnorm=1.0), loss)
+    history = model.fit(images(32), LABELS, epochs=80, batch_size=32, verbose=0).history
+    # `learned_path` in training has noise: its share is a mean over it.
+    assert abs(np.mean(history["share_of_macs"][-20:]) - 0.6) < 0.08
+    assert history["share_of_macs"][0] > 0.9
+
+
+def test_the_schedule_goes_from_all_blocks_to_the_target_and_ends_without_noise():
+    found = [Pressure.at(p, target=0.5) for p in (0.0, 0.25, 0.5, 0.79, 0.8, 1.0)]
+    np.testing.assert_allclose([p.target for p in found], [1, 0.75, 0.5, 0.5, 0.5, 0.5])
+    assert [float(p.noise) for p in found] == [1, 1, 1, 1, 0, 0]
+    np.testing.assert_allclose([p.floor for p in found], [0.25, 0.0625, 0, 0, 0, 0], atol=1e-7)
+
+
+def test_the_callback_moves_target_and_noise():
+    model = compiled(tiny())
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            gate = self.model.backbone.stages[0].gates[0]
+            target = self.model.budget.current_target
+            seen.append((round(float(target), 3), float(gate.noise)))
+
+    model.fit(
+        images(32), LABELS, epochs=5, batch_size=16, verbose=0,
+        callbacks=[dg.BudgetSchedule(), Watch()],
+    )  # fmt: skip
+    assert [t for t, _ in seen] == [1.0, 0.92, 0.84, 0.76, 0.68, *[0.6] * 5]
+    assert [n for _, n in seen] == [1.0] * 8 + [0.0] * 2
+    assert model.macs_target == 0.6
+
+
+def test_the_target_can_be_set_and_taken_away():
+    model = compiled(tiny(macs_target=None))
+    x = images(32)
+    assert "share_of_macs" not in model.evaluate(x, LABELS, verbose=0, return_dict=True)
+    model.macs_target = 0.5
+    assert "share_of_macs" in model.fit(x, LABELS, verbose=0).history
+    model.macs_target = None
+    assert "share_of_macs" not in model.fit(x, LABELS, verbose=0).history
+    model(x, training=True)
+    assert model.losses == []
+
+
+def test_it_is_saved_with_the_model(tmp_path):
+    model = tiny(macs_target=0.7, macs_weight=3.0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (loaded.macs_target, loaded.macs_weight) == (0.7, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs_target": 0.0}, r"`macs_target` must be in \(0, 1\].*Received: macs_target=0.0"),
+        ({"macs_target": 1.2}, r"`macs_target` must be in \(0, 1\]"),
+        ({"macs_target": float("nan")}, r"`macs_target` must be in \(0, 1\]"),
+        ({"macs_target": True}, r"`macs_target` must be in \(0, 1\]"),
+        ({"macs_target": 0.05}, r"always run cost 0\.\d+ of.*target of 0.05"),
+        ({"macs_weight": -1}, "`macs_weight` must be a number of at least 0"),
+        ({"wiring": "chain"}, "wiring with gates.*wiring='chain'"),
+        ({"wiring": "complete"}, "wiring with gates"),
+        ({"depths": (1, 1)}, "at least two blocks"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_a_schedule_without_a_budget_is_refused():
+    with pytest.raises(ValueError, match="needs a model with a `macs_target`"):
+        compiled(tiny(macs_target=None)).fit(
+            images(8), LABELS[:8], verbose=0, callbacks=[dg.BudgetSchedule()]
+        )
+    with pytest.raises(ValueError, match=r"`fall` must be in \[0, 1\]"):
+        dg.BudgetSchedule(fall=2)
+
+
+def test_two_replicas_have_one_budget(tmp_path):
+    """Their means are over the whole batch, though each half takes other paths."""
+    file = tmp_path / "found.pkl"
+    script = pathlib.Path(__file__).with_name("budget_mirrored.py")
+    subprocess.run([sys.executable, script, file], check=True, timeout=300)
+    one, two = pickle.loads(file.read_bytes())
+    assert 0.1 < one[0] < 1.1 and any(np.any(gradient) for gradient in one[2:])
+    for a, b in zip(two, one, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

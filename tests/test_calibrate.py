@@ -1,0 +1,92 @@
+import keras
+import numpy as np
+import pytest
+from catalog import CATALOG, create, images, randomize
+
+import dgnet_keras as dg
+from dgnet_keras.adjacencies import answers_at
+from dgnet_keras.calibrate import set_threshold
+
+
+def deep(wiring, **kwargs):
+    options = {"depths": (5, 5), "widths": (4, 8), "input_shape": (16, 16, 3)}
+    return create("resnet_cifar_path", wiring=wiring, **{**options, **kwargs})
+
+
+def share(model, x):
+    static = dg.count_macs(deep("chain"))["macs"]
+    return float(dg.count_macs(model, x)["per_instance"]["macs"].mean() / static)
+
+
+@pytest.mark.parametrize("wiring", ["path", "dynamic"])
+def test_images_compute_the_wanted_share(wiring):
+    model = randomize(deep(wiring), scale=0.5)
+    x = images(1200)
+    for wanted in (0.4, 0.5, 0.7):
+        found = dg.calibrate(model, x[:600], macs=wanted)
+        assert wanted - 0.01 <= share(model, x[:600]) <= wanted
+        np.testing.assert_allclose(found["macs"], share(model, x[:600]), rtol=1e-6)
+        assert abs(share(model, x[600:]) - wanted) < 0.03
+        rates = dg.connectivity.metrics(dg.adjacency(model, x[:600]))
+        for stage, rate in found["open"].items():
+            np.testing.assert_allclose(rate, rates[f"open_rate/{stage}"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wiring", ["path", "dynamic"])
+def test_what_answered_before_answers_anew_and_so_does_a_saved_model(wiring, tmp_path):
+    model = randomize(deep(wiring), scale=0.5)
+    x = images(64)
+    before = model.predict(x, verbose=0)
+    found = dg.calibrate(model, x, macs=0.5)
+    after = model.predict(x, verbose=0)
+    assert (before != after).any()
+    np.testing.assert_allclose(after, answers_at(model, x, found["threshold"])[0], atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), after)
+
+
+def test_the_nearest_share_below_is_said_where_steps_are_large():
+    model = randomize(deep("learned_path"))
+    with pytest.warns(UserWarning, match=r"compute 0\.\d+, the nearest below"):
+        found = dg.calibrate(model, images(8), macs=0.5)
+    assert found["macs"] < 0.49
+
+
+@pytest.mark.parametrize("row", CATALOG)
+def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
+    model = randomize(create(row))
+    x = images(4)
+    given = 0.35
+    output, found = answers_at(model, x, given)
+    if any(stage.gates for stage in model.backbone.stages):
+        set_threshold(model, given)
+    np.testing.assert_allclose(model(x), output, atol=1e-6)
+    for name, matrix in dg.adjacency(model, x).items():
+        np.testing.assert_allclose(found[name], matrix, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "macs", "x", "message"),
+    [
+        ("path", 0.0, images(4), r"`macs` must be in \(0, 1\].*Received: macs=0.0"),
+        ("path", float("nan"), images(4), r"`macs` must be in \(0, 1\]"),
+        ("path", 0.05, images(4), r"always run cost 0\.\d+"),
+        ("path", 0.5, images(4, size=24), r"\(24, 24, 3\)"),
+        ("path", 0.5, images(4)[0], r"of at least 1. Received: shape \(16, 16, 3\)"),
+        ("path", 0.5, np.full((4, 16, 16, 3), np.nan, "float32"), "finite|NaN"),
+        ("chain", 0.5, images(4), "wiring with gates"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(wiring, macs, x, message):
+    model = deep(wiring)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        dg.calibrate(model, x, macs=macs)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(ValueError, match="backbone or classifier"):
+        dg.calibrate(keras.Sequential([keras.layers.Dense(1)]), images(2))
