@@ -7,7 +7,7 @@ WORKDIR ?= runs/digits
 .PHONY: demo test lint docs dist clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m train.imagenet --config digits_resnet20 --workdir $(WORKDIR)
+	$(BIN)/python -m train.demo --workdir $(WORKDIR)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -147,7 +147,7 @@ def check_target(target: float, name: str = "macs_target") -> None:
 
 def check_reachable(model: keras.Model, target: float) -> None:
     """Raises `ValueError` if a model has no gates, or always computes more than `target`."""
-    if not any(stage.gates for stage in stages_of(model)):
+    if not any(stage.gates() for stage in stages_of(model)):
         raise ValueError(
             "A budget needs a wiring with gates and a stage of at least two blocks. "
             f"Received: wiring={model.wiring!r}, {model.name!r}"
@@ -171,6 +171,6 @@ def apply_pressure(model: keras.Model, pressure: Pressure) -> None:
         model.budget.current_target.assign(pressure.target)
         model.budget.floor.assign(pressure.floor)
     for stage in stages_of(model):
-        for gate in stage.gates:
+        for gate in stage.gates():
             if isinstance(gate, PathGate):
                 gate.noise.assign(pressure.noise)

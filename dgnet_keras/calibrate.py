@@ -51,12 +51,12 @@ def calibrate(
     check_network(model, "adjacency_outputs")
     check_target(macs, "macs")
     check_reachable(model, macs)
-    if np.ndim(images) != 4 or not len(images):
+    kind, images = type(images).__name__, np.asarray(images)
+    if images.ndim != 4 or not len(images):
         raise ValueError(
             "`images` must be an array (count, height, width, channels) of at least 1. "
-            f"Received: shape {np.shape(images)}, {type(images).__name__}"
+            f"Received: shape {images.shape}, {kind}"
         )
-    images = np.asarray(images)
     check_preprocessed(images, model.input_shape[1:])
     if not np.isfinite(images).all():
         raise ValueError("`images` must be finite. Received: NaN or infinity among their pixels")

@@ -45,11 +45,12 @@ def load_cifar_resnet(model: keras.Model, path: str | os.PathLike[str]) -> list[
                 f"It has the networks {', '.join(there)}"
             )
         own = arrays
-    values, names = {}, {}
+    values: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
     for variable in model.weights:
         if is_wiring_weight(variable.path):
             continue
-        name = timm_name(variable.path, backbone.timm_names)
+        name = timm_name(variable.path, backbone.timm_names) or variable.path
         name = _HEAD.get(name, name)
         names[variable.path] = name
         if "/shortcut/" in variable.path and name not in own:

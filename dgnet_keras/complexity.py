@@ -207,7 +207,7 @@ def count_macs(
     edge and element of a feature map). Normalisation, activation, pooling and additions of
     shortcuts are not, as is usual. The total counts every node and every edge of the graph; an
     image's own count leaves out closed edges, and the blocks and routers of nodes that are off,
-    which a runtime could skip without changing a result (today's computes them).
+    which inference does not compute where `skip` is `"auto"`. Of paths every router counts.
 
     Args:
         model: a backbone or classifier of this package.
@@ -357,7 +357,7 @@ def _count_graph(stage, graph, blocks, shape, name, items):
     n = graph.num_blocks
     routers, edges = np.zeros(n, "int64"), np.zeros((n + 1, n + 1), "int64")
     for node in range(n):
-        router = stage.routers.get(graph.first + node)
+        router = stage.routers().get(graph.first + node)
         if router is not None:
             routers[node] = router.macs(shape[-1])
             key = f"{name}/{router.name}"

@@ -96,8 +96,8 @@ def _with_blocks(model, kept):
 
 def _tell(model, frozen, images, batch_size):
     before, after = (sum(len(s.blocks) for s in stages_of(m)) for m in (model, frozen))
-    share = model_costs(frozen, images.shape[1:3]).total
-    share /= model_costs(model, images.shape[1:3]).static
+    size = images.shape[1:3]
+    share = model_costs(frozen, size).total / model_costs(model, size).static
     said = f"{after} of {before} blocks, {share:.3f} of the static twin's multiply-adds"
     if isinstance(model, Classifier):
         answers = [

@@ -124,10 +124,10 @@ def router_health(
         found["one_path"] = dict.fromkeys(
             stages, ", through every block: all skip edges are closed, as in the static network"
         )
-    if None not in (share, target) and abs(share - target) > FAR:
+    if share is not None and target is not None and abs(share - target) > FAR:
         found["off_target"] = dict.fromkeys(stages, "")
     weight = f"{_mean_of_edges(statistics.mean_weight):.2f}"
-    findings = []
+    findings: list[Finding] = []
     for kind, (fact, advice) in MESSAGES.items():
         details = found.get(kind)
         if not details:

@@ -15,9 +15,21 @@ from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity, drawing
 from dgnet_keras.connectivity import check_adjacency_batch, check_labels
+from dgnet_keras.macs_figures import plot_cheap_and_dear, plot_macs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = [
+    "plot_adjacency_by_class",
+    "plot_adjacency_by_image",
+    "plot_cheap_and_dear",
+    "plot_detections",
+    "plot_graph",
+    "plot_macs",
+    "plot_nearest_images",
+    "plot_path_diversity",
+]
 
 MAX_PATHS = 12
 
@@ -239,54 +251,6 @@ def plot_nearest_images(
             title = f"{drawing.name_of(titles, i, '')}\n{distance:.3f}".strip()
             drawing.draw_image(axis, images[i], title)
     figure.suptitle("Nearest images by edge weights (distance)", fontsize=10, wrap=True)
-    return figure
-
-
-def plot_macs(
-    macs: ArrayLike,
-    total: int,
-    labels: ArrayLike | None = None,
-    *,
-    class_names: Sequence[str] | None = None,
-) -> Figure:
-    """Distribution of the images' own multiply-adds, over all images and by class.
-
-    As a share of the whole graph's. A runtime that skips closed edges and unused blocks would
-    compute no more than this; TensorFlow computes everything.
-
-    Args:
-        macs: multiply-adds of each image, int (images,), see `count_macs` (`per_instance`).
-        total: multiply-adds of the whole graph (`macs` of `count_macs`).
-        labels: class of each image, int (images,), or None.
-        class_names: names of the classes by index; None means the indices.
-
-    Returns:
-        A matplotlib `Figure`.
-
-    Raises:
-        ValueError: if there are no images, or not one label an image.
-    """
-    macs = np.asarray(macs, "float64")
-    if macs.ndim != 1 or not len(macs):
-        raise ValueError(f"`macs` must be of shape (images,). Received: {macs.shape}")
-    shares = 100 * macs / total
-    panels = 1 if labels is None else 2
-    figure = drawing.new_figure(4.5 * panels, 3.2)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    axes[0].hist(shares, bins=min(30, max(5, len(np.unique(shares)))), color="tab:blue")
-    axes[0].set(ylabel="images", title=f"mean {shares.mean():.2f} % of {total:,.0f} MACs")
-    if labels is not None:
-        labels = check_labels(labels, len(shares), class_names)
-        classes = np.unique(labels)
-        axes[1].boxplot([shares[labels == c] for c in classes], orientation="horizontal", sym=".")
-        names = [drawing.name_of(class_names, c) for c in classes]
-        axes[1].set_yticks(range(1, len(classes) + 1), names, fontsize=7)
-        axes[1].invert_yaxis()
-    for axis in axes:
-        axis.set_xlabel("MACs of an image, % of the whole graph")
-        axis.ticklabel_format(axis="x", useOffset=False)
-        axis.tick_params(axis="x", labelsize=8)
-        axis.locator_params(axis="x", nbins=6)
     return figure
 
 

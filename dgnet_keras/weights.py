@@ -25,11 +25,11 @@ from dgnet_keras.layers.wiring import ROUTED
 from dgnet_keras.user_warnings import warn
 from dgnet_keras.weight_paths import WeightPaths
 
-WIRING_LAYERS = ("router_", "gate_")
+WIRING_LAYERS = ("router_", "path_router_", "gate_")
 WIRING_WEIGHTS = ("edge_logits", "node_logits", "adjacency")
 HEAD = ("logits/kernel", "logits/bias")
 # In a .weights.h5 file: routers, gates, and what a graph stage itself holds; the classifier.
-H5_WIRING = re.compile(r"/_routers/|/_gates/|^layers/graph_stage(_\d+)?/vars/")
+H5_WIRING = re.compile(r"/_(path_)?routers/|/_gates/|^layers/graph_stage(_\d+)?/vars/")
 H5_HEAD = re.compile(r"^layers/dense/vars/\d$")
 
 

@@ -21,7 +21,7 @@ def gradients_of(devices):
         model = catalog.create("resnet_cifar_split", gate="straight_through", macs_target=0.9)
         catalog.randomize(model)
         apply_pressure(model, Pressure(0.5, 0.0, 0.9))
-    routers = [r for stage in model.backbone.stages for r in stage.routers.values()]
+    routers = [r for stage in model.backbone.stages for r in stage.routers().values()]
     images = catalog.images(batch=8)
     images[4:] *= 0.1  # the images of the second device take other paths
     parts = np.split(images, devices)

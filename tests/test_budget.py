@@ -57,7 +57,7 @@ def test_the_budget_moves_the_choice_by_the_cost_of_its_block():
     x = tf.constant(images(16))
     seen = {}
     for stage in model.backbone.stages:
-        for i, router in stage.routers.items():
+        for i, router in stage.routers().items():
             call = router.call
 
             def note(inputs, training=None, call=call, key=(stage.name, i)):
@@ -67,7 +67,7 @@ def test_the_budget_moves_the_choice_by_the_cost_of_its_block():
             router.call = note
     with tf.GradientTape() as tape:
         _, loss, share = model.call_with_budget(x, training=True)
-    biases = {(s.name, i): r.bias for s in model.backbone.stages for i, r in s.routers.items()}
+    biases = {(s.name, i): r.bias for s in model.backbone.stages for i, r in s.routers().items()}
     gradients = tape.gradient(loss, [b.value for b in biases.values()])
     costs = dg.complexity.model_costs(model)
     for (name, i), gradient in zip(biases, gradients, strict=True):
@@ -80,7 +80,7 @@ def test_the_budget_moves_the_choice_by_the_cost_of_its_block():
 
 def test_a_block_that_too_few_take_is_pulled_up():
     model = tiny(macs_weight=2.0)
-    router = model.backbone.stages[1].routers[2]
+    router = model.backbone.stages[1].routers()[2]
     router.bias.assign([-5.0])
     target = float(shares(model, images(8)).mean())
     apply_pressure(model, Pressure(target, 0.0, 0.25))
@@ -116,7 +116,7 @@ def test_the_callback_moves_target_and_noise():
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            gate = self.model.backbone.stages[0].gates[0]
+            gate = self.model.backbone.stages[0].gates()[0]
             target = self.model.budget.current_target
             seen.append((round(float(target), 3), float(gate.noise)))
 

@@ -59,7 +59,7 @@ def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
     x = images(4)
     given = 0.35
     output, found = answers_at(model, x, given)
-    if any(stage.gates for stage in model.backbone.stages):
+    if any(stage.gates() for stage in model.backbone.stages):
         set_threshold(model, given)
     np.testing.assert_allclose(model(x), output, atol=1e-6)
     for name, matrix in dg.adjacency(model, x).items():

@@ -1,6 +1,7 @@
 import json
 import warnings
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -252,3 +253,31 @@ def test_a_wiring_that_is_left_out_is_warned_of(wiring, name, message, tmp_path)
     with pytest.warns(UserWarning, match=message) as found:
         create(ROW, wiring="chain", weights=tmp_path / name)
     assert [w.category for w in found].count(UserWarning) == 1
+
+
+def test_names_in_weights_files_stay_those_of_older_versions(tmp_path):
+    """Keras names layers in a file by the attributes that lead to them."""
+    for row, expected in (
+        ("resnet_cifar_split", "layers/graph_stage/_routers/router/vars/0"),
+        ("resnet_cifar_learned_threshold", "layers/graph_stage/_gates/threshold_gate/vars/0"),
+        ("resnet_cifar_learned", "layers/graph_stage/vars/0"),
+        ("resnet_cifar_path", "layers/graph_stage/_path_routers/path_router/vars/0"),
+    ):
+        model = create(row, macs_target=1.0)
+        model.save_weights(tmp_path / "x.weights.h5")
+        with h5py.File(tmp_path / "x.weights.h5") as file:
+            assert expected in file, row
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "learned_path", "chain"])
+def test_paths_take_and_give_the_blocks_of_other_wirings(kind, tmp_path):
+    source, target = create("resnet_cifar_path", wiring=kind), create("resnet_cifar_path", seed=1)
+    for a, b in ((source, target), (target, source)):
+        file = tmp_path / "x.weights.h5"
+        a.save_weights(file)
+        other = create("resnet_cifar_path", wiring=b.wiring, seed=2)
+        blocks = {v.path for v in create("resnet_cifar_path", wiring="chain").weights}
+        assert blocks <= set(dg.copy_weights(a, b))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the wiring that was left out
+            assert blocks <= set(dg.convert.load_weights(other, file))

@@ -14,9 +14,9 @@ def test_where_all_images_agree_it_answers_as_the_model(row, capsys):
             which = np.arange(1, graph.num_blocks) % 2 == k % 2
             kept.append(which)
             for i, is_taken in enumerate(which, start=graph.first + 1):
-                if stage.routers:
-                    stage.routers[i].kernel.assign(0 * stage.routers[i].kernel)
-                    stage.routers[i].bias.assign([2.0 if is_taken else -2.0])
+                if stage.routers():
+                    stage.routers()[i].kernel.assign(0 * stage.routers()[i].kernel)
+                    stage.routers()[i].bias.assign([2.0 if is_taken else -2.0])
             for weight in stage.weights:
                 if weight.name == f"node_logits{graph.key.removeprefix(stage.name)}":
                     weight.assign(np.where(which, 2.0, -2.0))

@@ -64,6 +64,17 @@ def test_the_guide_runs(reader, name):
 
 
 @pytest.mark.slow
+def test_the_guide_to_paths_runs(monkeypatch):
+    monkeypatch.setitem(
+        dg.DGResNet.variants, "resnet56_cifar", dg.DGResNet.variants["resnet20_cifar"]
+    )
+    static = dg.create("resnet56_cifar", num_classes=10, input_shape=(32, 32, 3), wiring="chain")
+    given = {"static": static, "x": catalog.images(64, 32), "y": np.arange(64) % 10}
+    names = run("docs/paths.md", given)
+    assert names["smaller"].wiring == "chain"
+
+
+@pytest.mark.slow
 def test_the_guide_to_serving_exports_asks_and_loads(reader):
     names = {key: reader[key] for key in ("images", "model")}
     for file in ("a.jpg", "b.png"):

@@ -56,7 +56,7 @@ def set_path(stage, which):
         if which == "one on":
             logits[0] = 3.0
         for i, logit in enumerate(logits, start=graph.first + 1):
-            for weight in stage.routers[i].trainable_weights if stage.routers else []:
+            for weight in stage.routers()[i].trainable_weights if stage.routers() else []:
                 weight.assign(np.full(weight.shape, logit if weight.name == "bias" else 0.0))
         for weight in stage.weights:
             if weight.name == f"node_logits{graph.key.removeprefix(stage.name)}":

@@ -103,8 +103,9 @@ class GraphModel(keras.Model):
         self._set("budget", None if target is None else Budget(self, target, weight))
         self._set("_macs_weight", weight)
         if self.budget is not None:
-            outputs = [self.output, dict(self.adjacency_outputs)]
-            self._set("_with_adjacency", keras.Model(self.input, outputs))
+            both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
+            # As a function: Keras would save the layers by the name of a model's attribute.
+            self._set("_with_adjacency", lambda *args, **kwargs: both(*args, **kwargs))
         # What Keras has traced knows nothing of it.
         self.train_function = self.test_function = None
 

@@ -5,6 +5,7 @@ from dgnet_keras.layers.gates import register_gate
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.normalization import BatchNormalization
 from dgnet_keras.layers.options import GraphOptions
+from dgnet_keras.layers.path_router import PathGate, PathRouter
 from dgnet_keras.layers.router import Router
 from dgnet_keras.layers.wiring import register_wiring
 
@@ -12,6 +13,8 @@ __all__ = [
     "BatchNormalization",
     "GraphOptions",
     "GraphStage",
+    "PathGate",
+    "PathRouter",
     "Router",
     "ThresholdGate",
     "register_gate",

@@ -19,7 +19,7 @@ def make_gate(options: "GraphOptions", **kwargs: Any) -> keras.layers.Layer:
     if make is not None:
         return make(options, **kwargs)
     return ThresholdGate(
-        options.threshold,
+        options.resolved_threshold,
         gate=options.gate,  # type: ignore[arg-type]  # one of GRADIENTS, the options say
         learn_threshold=options.learn_threshold,
         edge_scale=options.resolved_edge_scale,

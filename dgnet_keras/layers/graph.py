@@ -112,7 +112,10 @@ class GraphStage(Composite):
         self.input_spec = keras.InputSpec(ndim=4)
         self._graphs = split_into_graphs(self.name, len(self.blocks), self.options.max_nodes)
         parts = self.options, self.graphs, seed, self._layer
-        self._routers = {str(j): router for j, router in make_routers(*parts).items()}
+        routers = {str(j): router for j, router in make_routers(*parts).items()}
+        # Two names, so that no file of one kind's weights is taken for the other's.
+        self._routers = {} if self.options.wiring in PATHS else routers
+        self._path_routers = routers if self.options.wiring in PATHS else {}
         self._gates = make_gates(*parts)
 
     @property
@@ -120,12 +123,13 @@ class GraphStage(Composite):
         """The stage's graphs that have edges, in order: adjacency key, first block, blocks."""
         return [g for g in self._graphs if g.num_blocks > 1]
 
-    @property
     def routers(self) -> dict[int, keras.layers.Layer]:
-        """The routers, by the block that each belongs to."""
-        return {int(j): router for j, router in self._routers.items()}
+        """The routers, by the block that each belongs to.
 
-    @property
+        No property: Keras would name them by it in weights files.
+        """
+        return {int(j): router for j, router in {**self._routers, **self._path_routers}.items()}
+
     def gates(self) -> list[keras.layers.Layer]:
         """The gates: one a node that edges lead into, or of paths one for all."""
         return list(self._gates.values())
@@ -139,13 +143,13 @@ class GraphStage(Composite):
         Raises:
             ValueError: if a gate, one of `register_gate`, has no `set_threshold`; none is changed.
         """
-        for gate in self.gates:
+        for gate in self.gates():
             if not hasattr(gate, "set_threshold"):
                 raise ValueError(
                     f"The gate {self.gate!r} must have a method `set_threshold(threshold)`. "
                     f"Received: {type(gate).__name__}, which has none"
                 )
-        for gate in self.gates:
+        for gate in self.gates():
             gate.set_threshold(threshold)
 
     def describe(self) -> list[tuple[str, int, int]]:
@@ -168,7 +172,7 @@ class GraphStage(Composite):
             settle_flags(block)
         if self._gates:
             check_normalization(self.blocks, self.name)
-        for router in self._routers.values():
+        for router in self.routers().values():
             router.build(shapes[0])
         for graph in self.graphs:
             for i in range(1, graph.num_blocks + 1):
@@ -238,7 +242,7 @@ class GraphStage(Composite):
 
         def take(i, state):
             if weight is None:
-                logits = self._routers[str(graph.first + i)](state, training=training)
+                logits = self._path_routers[str(graph.first + i)](state, training=training)
             else:
                 logits = tf.cast(weight, gate_dtype(self.compute_dtype))[i - 1]
                 logits = tf.repeat(logits, tf.shape(state)[0])

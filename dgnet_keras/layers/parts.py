@@ -53,7 +53,9 @@ def make_routers(
     if options.wiring == "path":
         bias = ArrayInitializer([_initial_logit(options)])
         return {
-            i: make(PathRouter, f"router_{i}", seed=[*_entries(seed), i], bias_initializer=bias)
+            i: make(
+                PathRouter, f"path_router_{i}", seed=[*_entries(seed), i], bias_initializer=bias
+            )
             for graph in graphs
             for i in range(graph.first + 1, graph.last + 1)
         }

@@ -61,6 +61,7 @@ class PathRouter(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Creates two kernels and biases, and moving mean and variance, (channels,)."""
         channels = input_shape[-1]
+        assert channels is not None
         drawn = np.random.default_rng(self.seed).normal(size=(channels, self.hidden_units))
         kernel = ArrayInitializer((drawn * np.sqrt(2 / channels)).astype("float32"))
         weights = {

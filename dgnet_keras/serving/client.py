@@ -86,17 +86,26 @@ class Client:
         transport = TRANSPORTS[urllib.parse.urlsplit(url).scheme]
         self._transport = transport(url, model, version, label)
 
-    def predict(self, images: ArrayLike) -> dict[str, np.ndarray]:
+    def predict(
+        self, images: ArrayLike, threshold: ArrayLike | None = None
+    ) -> dict[str, np.ndarray]:
         """Classifies images.
 
         Args:
             images: (B, height, width, channels), uint8 (signature `serving_default`) or floating
                 point, 0 to 255 (`predict_float`).
+            threshold: at or below which an edge is closed, or of paths a block is passed by: a
+                number for all images, or (B,), with uint8 images (`predict_at`). None means the
+                model's own.
 
         Raises:
-            ValueError: if the images do not fit; nothing was sent.
+            ValueError: if images or threshold do not fit; nothing was sent.
             ServingError: if there is no answer, or an error.
         """
+        if threshold is not None:
+            pixels = check_images(images)
+            inputs = {"images": pixels, "threshold": check_threshold(threshold, len(pixels))}
+            return self.call("predict_at", inputs)
         pixels = check_images(images, allow_floats=True)
         return self.call("serving_default" if pixels.dtype.kind == "u" else "predict_float", pixels)
 

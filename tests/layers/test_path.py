@@ -25,10 +25,10 @@ def stage_of(count, **options):
     stage = GraphStage(plain_blocks(count), name="stage1", **{"wiring": "path", **options})
     stage(np.zeros((1, 4, 4, CHANNELS), "float32"))
     rng = np.random.default_rng(0)
-    for router in stage.routers.values():
+    for router in stage.routers().values():
         for weight in router.trainable_weights:
             weight.assign(rng.normal(size=weight.shape))
-    for gate in stage.gates:
+    for gate in stage.gates():
         gate.noise.assign(0.0)
     return stage
 
@@ -37,7 +37,7 @@ def loop(stage, x, threshold=0.0):
     """Output and nodes taken of one sample, (1, height, width, channels), in plain words."""
     state, path = stage.blocks[0](x), [0]
     for i, block in enumerate(stage.blocks[1:], start=1):
-        if float(stage.routers[i](state)[0]) > threshold:
+        if float(stage.routers()[i](state)[0]) > threshold:
             state = block(state)
             path.append(i)
     return state, path
@@ -81,7 +81,7 @@ def test_the_choice_has_the_gradient_of_the_sigmoid_where_a_node_is_taken(x, ski
     weights = np.random.default_rng(2).normal(size=(len(x), 4, 4, CHANNELS))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(weights * stage(x, training=True)["features"])
-    biases = [stage.routers[i].bias for i in (1, 2, 3)]
+    biases = [stage.routers()[i].bias for i in (1, 2, 3)]
     found = tape.gradient(loss, [b.value for b in biases])
 
     def loss_with(taken):
@@ -93,7 +93,7 @@ def test_the_choice_has_the_gradient_of_the_sigmoid_where_a_node_is_taken(x, ski
 
     state, taken, slopes = stage.blocks[0](x), [], []
     for i, block in enumerate(stage.blocks[1:], start=1):
-        z = stage.routers[i](state, training=True).numpy()
+        z = stage.routers()[i](state, training=True).numpy()
         taken.append((z > 0).astype("float64"))
         slopes.append(1 / (1 + np.exp(-z)) * (1 - 1 / (1 + np.exp(-z))))
         state = tf.where(taken[-1][:, None, None, None] > 0, block(state), state)

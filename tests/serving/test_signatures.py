@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create
+from catalog import create, randomize
 from serving_helpers import encode
 
 import dgnet_keras as dg
 from benchmarks.serving import c_api
-from dgnet_keras.serving.signatures import MAX_PIXELS
+from dgnet_keras.calibrate import set_threshold
+from dgnet_keras.serving.signatures import MAX_PIXELS, ServingModule
 
 pytestmark = pytest.mark.xdist_group("serving")  # what its fixtures make is made once
 RNG = np.random.default_rng(0)
@@ -173,6 +174,42 @@ def test_connectivity_at_equals_a_model_made_with_that_threshold(signatures, mod
         np.testing.assert_allclose(found[name], matrix, rtol=1e-5, atol=1e-6)
     counted = dg.count_macs(other, x)["per_instance"]["macs"]
     np.testing.assert_array_equal(found["macs"], counted)
+
+
+@pytest.fixture(scope="module")
+def paths():
+    """A model of paths, and the signatures of its export."""
+    model = randomize(create("resnet_cifar_path", input_shape=(16, 16, 3)))
+    module = ServingModule(model, model.preprocessing, ["a", "b", "c"])
+    return model, module.signatures()
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1.0, 0.0, 0.7, np.inf])
+def test_predict_at_equals_a_model_of_that_threshold(paths, value):
+    model, signatures = paths
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype("uint8")
+    answer = signatures["predict_at"](tf.constant(pixels), tf.constant(value, tf.float32))
+    other = create("resnet_cifar_path", input_shape=(16, 16, 3))
+    dg.copy_weights(model, other)
+    set_threshold(other, value)
+    expected = other(model.preprocessing(pixels))
+    np.testing.assert_allclose(answer["logits"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(answer["classes"], np.argmax(expected, axis=-1))
+    assert set(answer) == set(signatures["serving_default"](tf.constant(pixels)))
+
+
+def test_each_request_of_a_batch_has_its_own_dial(paths):
+    _, signatures = paths
+    pixels = tf.constant(np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype("uint8"))
+    limits = [-2.0, 0.0, 2.0]
+    mixed = signatures["predict_at"](pixels, tf.constant(limits))["logits"]
+    macs = signatures["connectivity_at"](pixels, tf.constant(limits))["macs"].numpy()
+    for b, limit in enumerate(limits):
+        alone = signatures["predict_at"](pixels[b : b + 1], tf.constant(limit))["logits"]
+        np.testing.assert_allclose(mixed[b], alone[0], rtol=1e-4, atol=1e-5)
+    assert macs[0] >= macs[2]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="threshold must be a number"):
+        signatures["predict_at"](pixels, tf.constant(np.nan, tf.float32))
 
 
 def test_each_image_may_have_its_own_threshold(signatures):

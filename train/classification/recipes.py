@@ -194,7 +194,7 @@ IMAGENET = Recipe(
 )
 
 RECIPES = {
-    # The main job of `make demo`; its measured result is in docs/index.md.
+    # With wiring="chain" the first half of `make demo`; its measured result is in docs/index.md.
     "digits_resnet20": Recipe(
         model="resnet20_cifar",
         dataset="digits",
@@ -204,6 +204,21 @@ RECIPES = {
         learning_rate=0.05,
         router_lr_multiplier=1.0,  # 330 steps are too few for slow routers to learn anything
         random_shift=1,
+    ),
+    # The second half of `make demo`: paths from the static network of the first.
+    "digits_resnet20_path": Recipe(
+        model="resnet20_cifar",
+        wiring="path",
+        dataset="digits",
+        input_shape=(16, 16, 3),
+        epochs=20,
+        batch_size=64,
+        learning_rate=0.02,
+        router_lr_multiplier=2.0,
+        random_shift=1,
+        macs_target=0.55,
+        macs_weight=40.0,
+        router_clip_norm=1.0,
     ),
     # python -m train.imagenet --config cifar10_resnet20 --data-dir DIR --workdir runs/cifar10
     # See docs/training.md for its measured result.
@@ -265,6 +280,22 @@ RECIPES = {
     # He et al., "Bag of Tricks" (arXiv 1812.01187): batch 1024, rate 0.4, 5 epochs of warm-up,
     # cosine, label smoothing, no decay of biases and normalisation, 120 epochs. bfloat16 is ours.
     "imagenet_resnet50": IMAGENET,
+    # Paths from timm's weights: --init-from and distill_from=resnet50.a1_in1k.safetensors, say.
+    # After cifar10_resnet56_path, with the losses of LAUDNet (arXiv 2308.15949): T 4, half each.
+    "imagenet_resnet50_path": dataclasses.replace(
+        IMAGENET,
+        wiring="path",
+        epochs=30,
+        learning_rate=0.04,
+        router_lr_multiplier=5.0,
+        warmup_epochs=1,
+        label_smoothing=0.0,
+        macs_target=0.55,
+        macs_weight=40.0,
+        router_clip_norm=1.0,
+        distill_weight=1.0,
+        distill_temperature=4.0,
+    ),
     # Same source, which trains its other networks alike.
     "imagenet_resnext50": dataclasses.replace(IMAGENET, model="resnext50_32x4d"),
     # Radosavovic et al. (arXiv 2003.13678) as in pycls's RegNetX-1.6GF: batch 1024, rate 0.8,

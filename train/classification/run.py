@@ -165,7 +165,7 @@ class ClassificationRun(Run):
     def _noise_states(self):
         """By stage, what the noise of paths is drawn from."""
         for stage in stages_of(self.model):
-            for gate in stage.gates:
+            for gate in stage.gates():
                 if isinstance(gate, PathGate):
                     yield stage.name, gate.noise_state
 
