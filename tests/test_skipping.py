@@ -12,8 +12,9 @@ import tensorflow as tf
 from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
-from dgnet_keras.layers import BatchNormalization, GraphStage
+from dgnet_keras.layers import BatchNormalization, GraphStage, register_gate
 from dgnet_keras.layers.blocks import BasicBlock
+from dgnet_keras.layers.gates import gates
 from dgnet_keras.layers.wiring import PATHS
 
 LABELS = np.arange(7) % 3
@@ -360,3 +361,29 @@ def test_two_replicas_with_unequal_counts(tmp_path):
             np.testing.assert_allclose(
                 values[name], value, rtol=1e-3, atol=1e-4, err_msg=f"{key} {name}"
             )
+
+
+def test_a_registered_gate_that_compares_edges_answers_whatever_else_is_in_the_batch():
+    class Softmax(keras.layers.Layer):
+        """Weighs the open edges by their shares among all edges into the node."""
+
+        def call(self, weights, logits=None, keep=None, threshold=None, training=None):
+            share = tf.nn.softmax(logits)
+            is_open = weights > (0.5 if threshold is None else threshold)
+            is_open = is_open if keep is None else is_open | keep
+            return tf.where(is_open, share, 0.0)
+
+    if "softmax_of_tests" not in gates():
+        register_gate("softmax_of_tests", lambda options, **kwargs: Softmax(**kwargs))
+    options = {"depths": (5,), "widths": (4,), "gate": "softmax_of_tests"}
+    skip, never = (
+        randomize(create("resnet_cifar_split", max_nodes=None, skip=s, **options), scale=1.0)
+        for s in ("auto", "never")
+    )
+    x = images(16)
+    found = dg.adjacency(skip, x)["stage1"]
+    is_on = found.any(axis=1)[:, 1:-1]
+    assert 0 < is_on.mean() < 1
+    np.testing.assert_allclose(found, dg.adjacency(never, x)["stage1"], atol=1e-6)
+    one_by_one = np.concatenate([skip(x[i : i + 1]) for i in range(16)])
+    np.testing.assert_allclose(skip(x), one_by_one, atol=1e-5)

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from dgnet_keras.layers.router import edge_weights_from_logits
+from dgnet_keras.layers.gate import ThresholdGate
+from dgnet_keras.layers.router import LOGIT_LIMIT, edge_weights_from_logits
 
 
 def strongest_edge(logits: tf.Tensor, is_on: tf.Tensor) -> tf.Tensor:
@@ -147,8 +148,12 @@ class RoutedEdges:
     def column(self, target: int) -> tf.Tensor:
         """Gated weights of the edges into node `target`, (batch, target)."""
         into_target = [row[target - 1 - j] for j, row in enumerate(self._logits[:target])]
-        edges = edge_weights_from_logits(tf.stack(into_target, axis=1), self._edge_scale)
+        logits = tf.stack(into_target, axis=1)
         is_on = tf.stack(self._is_on, axis=1)
+        if not isinstance(self._gates[target - 1], ThresholdGate):
+            # A registered gate may compare edges: a source that is off has the weakest.
+            logits = tf.where(is_on, logits, tf.constant(-LOGIT_LIMIT, logits.dtype))
+        edges = edge_weights_from_logits(logits, self._edge_scale)
         is_output = target == len(self._gates)
         gated = self._gates[target - 1](
             edges["edge_weights"],

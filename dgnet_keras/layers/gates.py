@@ -26,9 +26,10 @@ def register_gate(name: str, make: GateFactory) -> None:
     """Adds a gate: a layer that turns the edges into a node into their weights, 0 where closed.
 
     It is called as `gate(edge_weights, logits=, keep=, threshold=, training=)`: weights and
-    logits of the edges, float32 (batch, sources); `keep`, boolean of that shape, or None: edges
-    that must stay open; `threshold`, a scalar, (batch, 1) or None: taken in place of its own. It
-    returns (batch, sources). A process that loads a saved model has to register the name before.
+    logits of the edges, float32 (batch, sources), the least logit, -12, of a source that is off;
+    `keep`, boolean of that shape, or None: edges that must stay open; `threshold`, a scalar,
+    (batch, 1) or None: taken in place of its own. It returns (batch, sources). A process that
+    loads a saved model has to register the name before.
 
     Args:
         name: what `GraphStage`, the backbones and `create` then take as `gate`.

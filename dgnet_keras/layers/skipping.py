@@ -193,9 +193,10 @@ class SkippingFeatures(Sources):
         return self._aggregate(column, None)
 
     def _aggregate(self, column, target):
-        """What a node, or the output, takes in, with the gradients of the dense form.
+        """What a node, or the output, takes in.
 
-        TensorFlow's own would give none to the weights of closed edges.
+        The weight of a closed edge has a gradient too, where both of its nodes are on; TensorFlow's
+        own would give it none.
         """
         rows, bank = list(self._rows), self._bank
         if _export.get():
