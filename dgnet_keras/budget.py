@@ -83,10 +83,7 @@ class Budget:
 
     def __init__(self, model: keras.Model, target: float, weight: float) -> None:
         check_target(target)
-        if not is_number(weight) or not 0 <= weight < float("inf"):
-            raise ValueError(
-                f"`macs_weight` must be a number of at least 0. Received: macs_weight={weight!r}"
-            )
+        check_weight(weight)
         check_reachable(model, target)
         self.target, self.weight = float(target), float(weight)
         with model.distribute_strategy.scope():
@@ -142,6 +139,14 @@ def check_target(target: float, name: str = "macs_target") -> None:
         raise ValueError(
             f"`{name}` must be in (0, 1], a share of the static twin's multiply-adds. "
             f"Received: {name}={target!r}"
+        )
+
+
+def check_weight(weight: float) -> None:
+    """Raises `ValueError` unless it is a finite number of at least 0."""
+    if not is_number(weight) or not 0 <= weight < float("inf"):
+        raise ValueError(
+            f"`macs_weight` must be a number of at least 0. Received: macs_weight={weight!r}"
         )
 
 

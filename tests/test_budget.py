@@ -157,6 +157,7 @@ def test_it_is_saved_with_the_model(tmp_path):
         ({"macs_target": True}, r"`macs_target` must be in \(0, 1\]"),
         ({"macs_target": 0.05}, r"always run cost 0\.\d+ of.*target of 0.05"),
         ({"macs_weight": -1}, "`macs_weight` must be a number of at least 0"),
+        ({"macs_weight": "1", "macs_target": None}, "`macs_weight` must be a number"),
         ({"wiring": "chain"}, "wiring with gates.*wiring='chain'"),
         ({"wiring": "complete"}, "wiring with gates"),
         ({"depths": (1, 1)}, "at least two blocks"),

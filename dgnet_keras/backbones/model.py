@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from dgnet_keras.budget import Budget, stages_of
+from dgnet_keras.budget import Budget, check_weight, stages_of
 from dgnet_keras.checks import check_preprocessed
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers import skipping
@@ -100,6 +100,7 @@ class GraphModel(keras.Model):
         self._set_budget(self.macs_target, value)
 
     def _set_budget(self, target, weight):
+        check_weight(weight)
         self._set("budget", None if target is None else Budget(self, target, weight))
         self._set("_macs_weight", weight)
         if self.budget is not None:
