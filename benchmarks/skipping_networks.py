@@ -18,7 +18,7 @@ def create(settings, wiring, skip="never", **spec):
     Args:
         settings: dict with `model`, a variant's name, `size` in pixels and perhaps `spec`, dict of
             fields of the variant.
-        wiring: `"chain"` or `"dynamic"`.
+        wiring: `"chain"`, `"path"` or `"dynamic"`.
         skip: `"auto"` or `"never"`, in inference and in training.
         **spec: more fields of the variant.
     """

@@ -1,0 +1,153 @@
+"""Time of networks with paths over their static twins', by share of multiply-adds.
+
+python -m benchmarks.paths [--networks resnet56_cifar ...] [--shares 1.0 0.5 ...] [--repeats N]
+    [--output FILE]
+
+A row is a network, a mode, a batch and a share. Static twin and paths take turns in one process
+(medians and quartiles of ratios turn by turn). Weights are random; each router is set so that some
+images take its block and others do not, then `calibrate` finds the threshold of the share on the
+images that are timed. At a share of 1 every image takes every block. The training step's learning
+rate is 0, and there is no noise, so that paths stay.
+
+Each row is written as it comes; rows that are there already are not measured again.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks import measure, skipping_networks, skipping_paths, speed_networks
+
+# Network: size in pixels, and (mode, batch) pairs.
+NETWORKS = {
+    "resnet56_cifar": (32, (("inference", 128), ("inference", 1), ("train", 128))),
+    "resnet50": (224, (("inference", 8), ("inference", 1), ("train", 8))),
+    "mobilenetv2_100": (224, (("inference", 8), ("inference", 1), ("train", 8))),
+}
+SHARES = (1.0, 0.7, 0.6, 0.5)
+
+
+def plan(networks, shares, repeats):
+    """The jobs, in order."""
+    return [
+        measure.Job(
+            {"model": name, "size": size, "mode": mode, "batch": batch, "share": share},
+            {"chain": repeats, "path": repeats},
+        )
+        for name in networks
+        for size, kinds in [NETWORKS[name]]
+        for mode, batch in kinds
+        for share in shares
+    ]
+
+
+def spread_routers(model, images):
+    """Sets each router so that about half of the images that reach it take its block."""
+    import numpy as np
+    import tensorflow as tf
+
+    from dgnet_keras.layers.graph import GraphStage
+
+    rng = np.random.default_rng(0)
+    x = images
+    for layer in model.layers[1:]:
+        if not isinstance(layer, GraphStage):
+            x = layer(x, training=False)
+            continue
+        for i, block in enumerate(layer.blocks):
+            router = layer.routers().get(i)
+            if router is None:
+                x = block(x, training=False)
+                continue
+            pooled = tf.reduce_mean(x, axis=(1, 2))
+            router.moving_mean.assign(tf.reduce_mean(pooled, axis=0))
+            router.moving_variance.assign(tf.math.reduce_variance(pooled, axis=0) + 1e-6)
+            router.kernel.assign(rng.normal(size=router.kernel.shape))
+            router.bias.assign([0.0])
+            logits = router(x).numpy()
+            router.bias.assign([-np.median(logits)])
+            is_on = logits > np.median(logits)
+            x = tf.where(is_on[:, None, None, None], block(x, training=False), x)
+
+
+def build(settings):
+    """Models by name, the images to time, and the share that they compute."""
+    import numpy as np
+    import tensorflow as tf
+
+    import dgnet_keras as dg
+    from dgnet_keras.budget import Pressure, apply_pressure
+    from dgnet_keras.calibrate import set_threshold
+    from dgnet_keras.complexity import model_costs
+
+    chain = skipping_networks.create(settings, "chain")
+    path = skipping_networks.create(settings, "path")
+    size, batch = settings["size"], settings["batch"]
+    images = skipping_networks.random_images(64 if size < 100 else 32, size, 1)
+    skipping_paths.settle_statistics(chain, images[: skipping_networks.SETTLE_ON])
+    dg.copy_weights(chain, path)
+    apply_pressure(path, Pressure(1.0, 0.0, 0.0))
+    parts = skipping_networks.ONE_BY_ONE if batch == 1 else 1
+    timed = skipping_networks.random_images(batch * parts, size, 2)
+    if settings["share"] == 1:
+        set_threshold(path, -1e6)
+    else:
+        spread_routers(path, images)
+        dg.calibrate(path, timed.numpy(), settings["share"], batch_size=32)
+    found = dg.adjacency(path, timed.numpy())
+    share = model_costs(path).shares(found, len(timed))
+    batches = tf.split(timed, parts)
+    return {"chain": chain, "path": path}, batches, float(np.mean(share))
+
+
+def measure_here(settings, repeats):
+    """Measures in this process; dict of a row's fields."""
+    models, batches, share = build(settings)
+    steps = {
+        name: speed_networks.prepare(
+            model, settings["mode"], settings["batch"], name, batches, learning_rate=0.0
+        )[0]
+        for name, model in models.items()
+    }
+    times = measure.in_turns(steps, repeats)
+    return {
+        "measured_share": measure.rounded(share),
+        "milliseconds": {k: measure.spread([1000 * t for t in v]) for k, v in times.items()},
+        "ratios": measure.paired_ratios(times, [("path", "chain")]),
+        "environment": measure.environment(),
+    }
+
+
+def main(argv=None):
+    """Prints the new rows as JSON lines, and writes them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paths",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--repeats", type=int, default=15, help="timed turns (15)")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="of rows, .json")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.job:
+        print(json.dumps(measure_here(**args.job)))
+        return
+
+    def measure_row(job):
+        settings = {"settings": job.settings, "repeats": job.repeats}
+        return {**dataclasses.asdict(job), **measure.elsewhere(["benchmarks.paths"], settings)}
+
+    name = f"paths{measure.machine_suffix()}.json"
+    path = args.output or measure.ROOT / "benchmarks" / "results" / name
+    jobs = plan(args.networks, args.shares, args.repeats)
+    measure.fill(jobs, measure.RowFile(path), measure_row)
+
+
+if __name__ == "__main__":
+    main()
