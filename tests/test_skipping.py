@@ -387,3 +387,22 @@ def test_a_registered_gate_that_compares_edges_answers_whatever_else_is_in_the_b
     np.testing.assert_allclose(found, dg.adjacency(never, x)["stage1"], atol=1e-6)
     one_by_one = np.concatenate([skip(x[i : i + 1]) for i in range(16)])
     np.testing.assert_allclose(skip(x), one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize("wiring", ["dynamic", "path"])
+def test_a_block_that_adds_a_loss_is_refused_in_inference_with_the_way_out(wiring):
+    @keras.saving.register_keras_serializable(package="tests")
+    class Costly(keras.layers.Conv2D):
+        def call(self, inputs):
+            outputs = super().call(inputs)
+            self.add_loss(tf.reduce_mean(outputs**2))
+            return outputs
+
+    def stage(**options):
+        blocks = [Costly(3, 3, padding="same", name=f"block_{i}") for i in range(3)]
+        return GraphStage(blocks, name="stage1", wiring=wiring, **options)
+
+    x = np.ones((2, 4, 4, 3), "float32")
+    with pytest.raises(ValueError, match="adds a loss in its `call`.*skip='never'"):
+        tf.function(stage())(x)
+    assert tf.function(stage(skip="never"))(x)["features"].shape == (2, 4, 4, 3)

@@ -72,7 +72,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalises (batch, ..., channels) by channel."""
         counted = _counted.get()
         fused = (counted is None or counted.gathered) and self._has_fused(inputs)
-        plain = mask is None and not self.renorm and self.axis in (-1, len(inputs.shape) - 1)
+        plain = mask is None and self.counts_samples(len(inputs.shape))
         if not (training and self.trainable and plain and (fused or counted)):
             return super().call(inputs, training=training, mask=mask)
         if fused:
@@ -85,6 +85,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             kept = tf.cast(momentum, new.dtype)
             moving.assign(tf.cast(moving.value, new.dtype) * kept + new * (1 - kept))
         return outputs
+
+    def counts_samples(self, rank: int = 4) -> bool:
+        """Whether it trains with the statistics of some samples: not with `renorm`, other axes."""
+        return not self.renorm and self.axis in (-1, rank - 1)
 
     def _fused(self, inputs):
         """Outputs, mean and biased variance, of all rows."""

@@ -14,7 +14,7 @@ from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.normalization import statistics_of
 from dgnet_keras.layers.options import GraphOptions
 from dgnet_keras.layers.rows import Rows, take
-from dgnet_keras.layers.skipping import Form, form_of
+from dgnet_keras.layers.skipping import Form, form_of, without_losses
 
 # A node: features in, features out.
 Block = Callable[[tf.Tensor], tf.Tensor]
@@ -77,7 +77,11 @@ def _dense(block, state, is_on):
 
 def _branching(block, state, is_on):
     """By `If` alone: computed for all samples where any takes it."""
-    return tf.cond(tf.reduce_any(is_on), lambda: _dense(block, state, is_on), lambda: state)
+
+    def on():
+        return tf.where(_column(is_on), without_losses(block, state), state)
+
+    return tf.cond(tf.reduce_any(is_on), on, lambda: state)
 
 
 def _skipping(block, state, is_on):
@@ -85,13 +89,13 @@ def _skipping(block, state, is_on):
 
     def some():
         index = tf.where(is_on)
-        rows = block(tf.gather(state, index[:, 0]))
+        rows = without_losses(block, tf.gather(state, index[:, 0]))
         return tf.tensor_scatter_nd_update(state, index, rows)
 
     # As few operations as can be: a single image waits for each of them.
     any_on = tf.reduce_any(is_on)
     case = tf.cast(any_on, tf.int32) + tf.cast(any_on & tf.reduce_all(is_on), tf.int32)
-    return tf.switch_case(case, [lambda: state, some, lambda: block(state)])
+    return tf.switch_case(case, [lambda: state, some, lambda: without_losses(block, state)])
 
 
 def _dense_training(block, state, taken):

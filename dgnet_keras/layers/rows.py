@@ -49,10 +49,6 @@ class Rows:
         """Boolean (rows,), false of a row that is no sample's."""
         return self.index[:, 0] >= 0 if self._is_real is None else self._is_real
 
-    def of(self, values: tf.Tensor) -> tf.Tensor:
-        """The rows' values, of (batch, ...)."""
-        return tf.gather(values, self.index[:, 0])
-
     def spread(self, pooled: tf.Tensor) -> tf.Tensor:
         """Values (rows, 1, 1, channels) as (batch, 1, 1, channels), 0 for samples without a row."""
         if self._is_real is not None:

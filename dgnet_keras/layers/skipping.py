@@ -64,7 +64,7 @@ def form_of(
     asked = options.skip_in_training if training else options.skip
     skip = asked == "auto" and not _shapes_are_static()
     if training:
-        is_plain = not any(map(_other_normalization, blocks))
+        is_plain = not any(map(_other_normalization, blocks[1:]))
         return "rows_training" if skip and is_plain else "dense_training"
     if not skip or any(map(_adds_losses, blocks)):
         return "dense"
@@ -89,9 +89,10 @@ def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None
     """Warns of batch normalisation whose statistics would be of the samples that are off, too."""
     if others := [layer.path for block in blocks[1:] for layer in _other_normalization(block)]:
         warn(
-            f"Stage {name!r} has batch normalisation of Keras's own: {', '.join(others)}. It takes "
-            "its statistics from all samples, also from those that do not take the node, and "
-            "training computes the node for them. `dgnet_keras.layers.BatchNormalization` does not."
+            f"Stage {name!r} has batch normalisation of Keras's own, with `renorm`, or over another "
+            f"axis than the last: {', '.join(others)}. It takes its statistics from all samples, "
+            "also from those that do not take the node, and training computes the node for them. "
+            "`dgnet_keras.layers.BatchNormalization` does not."
         )
 
 
@@ -114,8 +115,27 @@ def _other_normalization(block):
         layer
         for layer in block._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
-        and not isinstance(layer, BatchNormalization)
+        and not (isinstance(layer, BatchNormalization) and layer.counts_samples())
     ]
+
+
+def without_losses(block: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+    """`block(inputs)` inside a branch, which losses of its own cannot leave.
+
+    Raises:
+        ValueError: if the block, or a layer in it, adds a loss in its `call`.
+    """
+    layers = block._flatten_layers() if isinstance(block, keras.layers.Layer) else []
+    before = [len(layer._losses) for layer in layers]
+    features = block(inputs)
+    for layer, count in zip(layers, before, strict=True):
+        if len(layer._losses) > count:
+            raise ValueError(
+                f"{layer.path!r} adds a loss in its `call`. In inference a node runs in a branch, "
+                "which a loss cannot leave: create the model with skip='never', or give the layer "
+                "an `activity_regularizer`."
+            )
+    return features
 
 
 class BranchingFeatures(ForwardFeatures):
@@ -234,7 +254,7 @@ def _branch(condition, block, inputs, route, shape):
     """
 
     def on():
-        features = block(inputs)
+        features = without_losses(block, inputs)
         return features, *([route(features)] if route else [])
 
     def off():
