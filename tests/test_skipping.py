@@ -403,6 +403,6 @@ def test_a_block_that_adds_a_loss_is_refused_in_inference_with_the_way_out(wirin
         return GraphStage(blocks, name="stage1", wiring=wiring, **options)
 
     x = np.ones((2, 4, 4, 3), "float32")
-    with pytest.raises(ValueError, match="adds a loss in its `call`.*skip='never'"):
+    with pytest.raises(ValueError, match=r"adds a loss in its `call`.*skip='never'"):
         tf.function(stage())(x)
     assert tf.function(stage(skip="never"))(x)["features"].shape == (2, 4, 4, 3)

@@ -89,10 +89,10 @@ def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None
     """Warns of batch normalisation whose statistics would be of the samples that are off, too."""
     if others := [layer.path for block in blocks[1:] for layer in _other_normalization(block)]:
         warn(
-            f"Stage {name!r} has batch normalisation of Keras's own, with `renorm`, or over another "
-            f"axis than the last: {', '.join(others)}. It takes its statistics from all samples, "
-            "also from those that do not take the node, and training computes the node for them. "
-            "`dgnet_keras.layers.BatchNormalization` does not."
+            f"Stage {name!r} has batch normalisation of Keras's own, with `renorm`, or over an "
+            f"axis that is not the last: {', '.join(others)}. It takes its statistics from all "
+            "samples, also from those that do not take the node, and training computes the node "
+            "for them. `dgnet_keras.layers.BatchNormalization` does not."
         )
 
 

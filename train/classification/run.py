@@ -197,8 +197,8 @@ class ClassificationRun(Run):
                 self.strategy,
                 self._train_dataset(self.step),
                 self.global_step,
-                self.total_steps,
-                self.teacher,
+                total_steps=self.total_steps,
+                teacher=self.teacher,
             )
         return self._phase
 

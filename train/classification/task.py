@@ -12,34 +12,8 @@ from dgnet_keras.budget import Pressure, apply_pressure
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.weights import is_wiring_weight
+from train.classification.losses import divergence, losses_of
 from train.classification.optimizers import is_decayed
-
-
-def losses_of(logits, batch, label_smoothing):
-    """Cross-entropy of each example, (batch,), float32."""
-    classes = logits.shape[-1]
-    targets = batch["target"] if "target" in batch else tf.one_hot(batch["label"], classes)
-    targets = targets * (1 - label_smoothing) + label_smoothing / classes
-    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
-
-
-def divergence(teacher_logits, logits, temperature):
-    """Kullback-Leibler divergence from the teacher's probabilities, times the temperature's square.
-
-    Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
-
-    Args:
-        teacher_logits: (batch, classes).
-        logits: likewise.
-        temperature: that both are divided by.
-
-    Returns:
-        float32 (batch,).
-    """
-    wanted, given = (
-        tf.nn.log_softmax(tf.cast(z, tf.float32) / temperature) for z in (teacher_logits, logits)
-    )
-    return temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
 
 
 def _sums(losses, logits, batch):
@@ -80,7 +54,8 @@ class Trainer(orbit.StandardTrainer):
         strategy,
         dataset,
         global_step,
-        total_steps,
+        *,
+        total_steps=1,
         teacher=None,
     ):
         super().__init__(dataset)

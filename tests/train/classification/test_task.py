@@ -13,6 +13,7 @@ from dgnet_keras.convert import is_wiring_weight
 from train import strategies
 from train.classification import input_pipeline, optimizers, task
 from train.classification.datasets import ImageData, Split
+from train.classification.losses import divergence, losses_of
 from train.classification.model import create_model, norms, trained_variables
 from train.classification.recipes import get_recipe
 from train.classification.run import ClassificationRun
@@ -240,9 +241,9 @@ def test_mixed_labels_are_a_weighted_cross_entropy():
     logits = np.array([[2.0, 0.0, -1.0]], "float32")
     log_p = logits - np.log(np.exp(logits).sum())
     batch = {"target": np.array([[0.7, 0.3, 0.0]], "float32"), "label": np.array([0])}
-    loss = task.losses_of(tf.constant(logits), batch, 0.0)
+    loss = losses_of(tf.constant(logits), batch, 0.0)
     np.testing.assert_allclose(loss, [-(0.7 * log_p[0, 0] + 0.3 * log_p[0, 1])], rtol=1e-6)
-    smooth = task.losses_of(tf.constant(logits), {"label": np.array([0])}, 0.3)
+    smooth = losses_of(tf.constant(logits), {"label": np.array([0])}, 0.3)
     np.testing.assert_allclose(smooth, [-(0.8 * log_p[0, 0] + 0.1 * log_p[0, 1:].sum())], 1e-6)
 
 
@@ -300,3 +301,14 @@ def test_an_evaluation_finds_what_the_adjacency_of_its_images_shows(data):
     untrained = task.Evaluator(create_model(recipe, 10), recipe, strategy, batches)
     untrained.evaluate(tf.constant(4))
     assert "collapsed" in [finding.kind for finding in untrained.findings]
+
+
+def test_divergence_is_kullback_and_leiblers_times_the_squared_temperature():
+    rng = np.random.default_rng(0)
+    wanted, given = rng.normal(size=(2, 4, 3)).astype("float32")
+    for temperature in (1.0, 4.0):
+        p, q = (np.exp(z / temperature) for z in (wanted, given))
+        p, q = (x / x.sum(axis=1, keepdims=True) for x in (p, q))
+        expected = temperature**2 * (p * np.log(p / q)).sum(axis=1)
+        np.testing.assert_allclose(divergence(wanted, given, temperature), expected, rtol=1e-4)
+    np.testing.assert_allclose(divergence(wanted, wanted, 2.0), np.zeros(4), atol=1e-6)

@@ -1,0 +1,55 @@
+"""Runs with a budget: from a static network to paths, and on after a stop."""
+
+import json
+import shutil
+
+import pytest
+from train_helpers import TINY
+
+from train.classification.recipes import get_recipe
+from train.classification.run import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train_paths")]
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static")
+    train(get_recipe("digits_resnet20_path", [*TINY, "wiring=chain", "macs_target=null"]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(static, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("path")
+    settings = [*TINY, "epochs=4", "macs_target=0.8", f"distill_from={static}"]
+    recipe = get_recipe("digits_resnet20_path", settings)
+    return recipe, folder, train(recipe, folder, init_from=str(static))
+
+
+def test_it_is_calibrated_on_training_images_and_says_the_curve(path):
+    recipe, folder, results = path
+    found = results["calibration"]
+    assert recipe.macs_target - 0.01 <= found["training_share_of_macs"] <= recipe.macs_target
+    at = {row["threshold"]: row for row in found["curve"]}
+    assert len(at) == 5
+    assert results["test_accuracy"] == at[found["threshold"]]["accuracy"]
+    assert results["share_of_macs"] == at[found["threshold"]]["share_of_macs"]
+    shares = [at[threshold]["share_of_macs"] for threshold in sorted(at)]
+    assert shares[0] > shares[-1]
+    history = json.loads((folder / "history.json").read_text())
+    assert history[0]["train_share_of_macs"] > history[-1]["train_share_of_macs"]
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_noise_it_would_have_had(path, static, tmp_path):
+    recipe, folder, results = path
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    steps = sorted(int(f.stem.split("-")[1]) for f in copy.glob("checkpoints/ckpt-*.index"))
+    for file in copy.glob(f"checkpoints/ckpt-{steps[-1]}.*"):
+        file.unlink()
+    (copy / "results.json").unlink()
+    shutil.rmtree(copy / "export")
+    again = train(recipe, copy, init_from=str(static))
+    for key in ("weights_sha256", "test_accuracy", "calibration"):
+        assert again[key] == results[key]
