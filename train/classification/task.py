@@ -99,6 +99,7 @@ class Trainer(orbit.StandardTrainer):
         return Pressure.at(
             tf.cast(self.global_step, tf.float32) / self.total_steps,
             target=recipe.macs_target,
+            start=recipe.macs_start,
             fall=recipe.macs_fall,
             quiet=recipe.noise_off,
             floor=recipe.macs_floor,
