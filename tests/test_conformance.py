@@ -8,6 +8,7 @@ from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
 from dgnet_keras.adjacencies import adjacency_at
+from dgnet_keras.layers.wiring import PATHS
 
 pytestmark = pytest.mark.parametrize("row", CATALOG)
 
@@ -161,6 +162,16 @@ def test_weights_move_to_and_from_the_static_twin(row, model):
     for variable in twin.weights:
         other = next(v for v in back.weights if v.path == variable.path)
         np.testing.assert_array_equal(variable, other)
+
+
+@pytest.mark.parametrize("wiring", PATHS)
+def test_paths_start_as_the_static_twin_bit_for_bit(row, wiring):
+    options = {"gate": "straight_through", "learn_threshold": False, "threshold": None}
+    twin = randomize(create(row, seed=3, **options, wiring="chain"))
+    model = create(row, seed=4, **options, wiring=wiring)
+    dg.copy_weights(twin, model)
+    for x in (images(1), images(5)):
+        np.testing.assert_array_equal(model(x), twin(x))
 
 
 def test_blocks_of_one_seed_start_equal_in_every_wiring(row):
