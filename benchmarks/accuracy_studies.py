@@ -74,14 +74,18 @@ class Job:
 def recipe_hash(recipe):
     """Short hash of all of a recipe but its wiring and seed.
 
-    What is off (0, None, empty) does not count, so that a new option leaves old rows valid, nor
-    does how nodes that are off are left out, which changes no answer.
+    What is off (0, None, empty) does not count, nor what belongs to it, so that a new option leaves
+    old rows valid; nor does how nodes that are off are left out, which changes no answer.
     """
     fields = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
     fields["threshold"] = recipe.resolved_threshold
-    for key in ("wiring", "skip", "skip_in_training"):
-        del fields[key]
-    fields.pop("seed", None)
+    idle = ["wiring", "seed", "skip", "skip_in_training"]
+    if recipe.macs_target is None:
+        idle += ["macs_weight", "macs_start", "macs_fall", "macs_floor", "noise_off"]
+    if recipe.distill_from is None:
+        idle += ["distill_weight", "distill_temperature"]
+    for key in idle:
+        fields.pop(key, None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
