@@ -86,7 +86,7 @@ def calibrate(
 class _Measure:
     """Mean share of MACs, and open edges by graph, of images at a threshold."""
 
-    def __init__(self, model, images, batch_size):
+    def __init__(self, model: keras.Model, images: np.ndarray, batch_size: int) -> None:
         self._costs = model_costs(model, images.shape[1:3])
         self._batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
         spec = tf.TensorSpec((None, *images.shape[1:]), tf.float32)
@@ -96,7 +96,7 @@ class _Measure:
             autograph=False,
         )
 
-    def __call__(self, threshold):
+    def __call__(self, threshold: float) -> tuple[float, dict[str, float]]:
         shares, parts = [], []
         for batch in self._batches:
             found = {k: v.numpy() for k, v in self._adjacency(batch, threshold).items()}

@@ -297,7 +297,7 @@ def _products(a, rows_a, b, rows_b, dtype, which):
     return tf.scatter_nd(samples[:, None], inner_product(a, b, dtype), tf.shape(known[0]))
 
 
-def inner_product(a, b, dtype):
+def inner_product(a: tf.Tensor, b: tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:
     """Inner product of each sample's features, (batch,), computed in `dtype`.
 
     On a CPU a matrix product, which reads each map once and writes none. On accelerators XLA
