@@ -10,7 +10,11 @@ demo: $(VENV)/installed
 	$(BIN)/python -m train.demo --workdir $(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	# In three parts, each with workers of its own: their memory grows with every model.
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/train
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/serving tests/commands tests/benchmarks tests/layers
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/train --ignore=tests/serving \
+		--ignore=tests/commands --ignore=tests/benchmarks --ignore=tests/layers
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
