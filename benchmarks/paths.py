@@ -81,7 +81,6 @@ def build(settings):
 
     import dgnet_keras as dg
     from dgnet_keras.budget import Pressure, apply_pressure
-    from dgnet_keras.calibrate import set_threshold
     from dgnet_keras.complexity import model_costs
 
     chain = skipping_networks.create(settings, "chain")
@@ -94,7 +93,7 @@ def build(settings):
     parts = skipping_networks.ONE_BY_ONE if batch == 1 else 1
     timed = skipping_networks.random_images(batch * parts, size, 2)
     if settings["share"] == 1:
-        set_threshold(path, -1e6)
+        path.set_threshold(-np.inf)
     else:
         spread_routers(path, images)
         dg.calibrate(path, timed.numpy(), settings["share"], batch_size=32)

@@ -74,7 +74,7 @@ def calibrate(
             f"No threshold was found at which these images compute at most {macs} of the static "
             f"twin's multiply-adds. Received: a model that computes {share:.3f} at {high:.4g}"
         )
-    set_threshold(model, high)
+    model.set_threshold(high)
     if macs - share > _FAR:
         warn(
             f"No threshold was found at which these images compute {macs:.3f} of the static twin's "
@@ -120,12 +120,3 @@ def _bracket(model, measure, macs):
     while measure(high)[0] > macs and high < _WIDEST:
         high *= 2
     return low, high
-
-
-def set_threshold(model: keras.Model, threshold: float) -> None:
-    """Gives every gate of a model a threshold; in units of edge weight, of paths in logits."""
-    for stage in stages_of(model):
-        stage.set_threshold(threshold)
-    # Keras has traced the thresholds that are no weights.
-    for traced in {id(m): m for m in (model, getattr(model, "backbone", model))}.values():
-        traced.train_function = traced.test_function = traced.predict_function = None

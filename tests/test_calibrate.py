@@ -5,12 +5,15 @@ from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
 from dgnet_keras.adjacencies import answers_at
-from dgnet_keras.calibrate import set_threshold
 
 
 def deep(wiring, **kwargs):
     options = {"depths": (5, 5), "widths": (4, 8), "input_shape": (16, 16, 3)}
     return create("resnet_cifar_path", wiring=wiring, **{**options, **kwargs})
+
+
+def raw(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3)).astype("uint8")
 
 
 def share(model, x):
@@ -36,10 +39,16 @@ def test_images_compute_the_wanted_share(wiring):
 def test_what_answered_before_answers_anew_and_so_does_a_saved_model(wiring, tmp_path):
     model = randomize(deep(wiring), scale=0.5)
     x = images(64)
-    before = model.predict(x, verbose=0)
+    behind, pixels = model.with_preprocessing(), raw(64)
+    views = [(model, x), (model.backbone, x), (behind, pixels)]
+    before = [view.predict(given, verbose=0) for view, given in views]
     found = dg.calibrate(model, x, macs=0.5)
-    after = model.predict(x, verbose=0)
-    assert (before != after).any()
+    answers = [view.predict(given, verbose=0) for view, given in views]
+    assert all((a != b).any() for a, b in zip(answers, before, strict=True))
+    after = answers[0]
+    np.testing.assert_allclose(
+        answers[2], model.predict(model.preprocessing(pixels), verbose=0), atol=1e-5
+    )
     np.testing.assert_allclose(after, answers_at(model, x, found["threshold"])[0], atol=1e-5)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -60,7 +69,7 @@ def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
     given = 0.35
     output, found = answers_at(model, x, given)
     if any(stage.gates() for stage in model.backbone.stages):
-        set_threshold(model, given)
+        model.set_threshold(given)
     np.testing.assert_allclose(model(x), output, atol=1e-6)
     for name, matrix in dg.adjacency(model, x).items():
         np.testing.assert_allclose(found[name], matrix, atol=1e-6)

@@ -62,6 +62,8 @@ class GraphModel(keras.Model):
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
         self._set("budget", None)
+        for stage in stages_of(self):
+            stage.models.add(self)
         self.dtype_policy = dtype
         made.check()
         self._made = made
@@ -168,7 +170,15 @@ class GraphModel(keras.Model):
         """
         images = keras.Input((None, None, self.input_shape[-1]), name="raw_images")
         outputs = self(self.preprocessing(images))
-        return keras.Model(images, outputs, name=f"{self.name}_with_preprocessing")
+        model = keras.Model(images, outputs, name=f"{self.name}_with_preprocessing")
+        for stage in stages_of(self):
+            stage.models.add(model)
+        return model
+
+    def set_threshold(self, threshold: float) -> None:
+        """`GraphStage.set_threshold` of each stage."""
+        for stage in stages_of(self):
+            stage.set_threshold(threshold)
 
     def compile(
         self, *args: Any, jit_compile: bool | Literal["auto"] = "auto", **kwargs: Any

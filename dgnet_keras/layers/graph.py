@@ -1,5 +1,6 @@
 """Graph stage: blocks as the nodes of a complete directed acyclic graph, wired per sample."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
@@ -44,9 +45,8 @@ class GraphStage(Composite):
         state  = block_i(state) if z_i > threshold else state    for 0 < i < N
         output = state
 
-     The paper (arXiv 2010.01097) describes the graph, the
-    routers and the threshold in its abstract; the formulas and rules above are this
-    implementation's own definitions.
+    The paper (arXiv 2010.01097) describes the graph, the routers and the threshold in its abstract;
+    the formulas and rules above are this implementation's own definitions.
 
     Args:
         blocks: list of layers with distinct names, features in, features out. `blocks[0]` takes
@@ -62,6 +62,7 @@ class GraphStage(Composite):
     Attributes:
         options: the `GraphOptions`, with the values that None stands for. Each option is also an
             attribute of its own name.
+        models: weak set of the models that have traced the stage, see `set_threshold`.
 
     Call arguments:
         inputs: features, (batch, height, width, channels).
@@ -109,6 +110,7 @@ class GraphStage(Composite):
                 block.trainable = False
             self._track(block)
         self.seed = seed
+        self.models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self.input_spec = keras.InputSpec(ndim=4)
         self._graphs = split_into_graphs(self.name, len(self.blocks), self.options.max_nodes)
         parts = self.options, self.graphs, seed, self._layer
@@ -137,11 +139,13 @@ class GraphStage(Composite):
     def set_threshold(self, threshold: float) -> None:
         """Gives every gate a threshold; in units of edge weight, of paths in logits.
 
-        What was traced before keeps that of a gate of another wiring than paths: Keras's models
-        are to forget it, `model.predict_function = None`.
+        The models of this package that hold the stage, and what their `with_preprocessing` made,
+        answer with it at once. A function of your own that was traced before keeps the thresholds
+        of other wirings than paths, which are no weights.
 
         Raises:
-            ValueError: if a gate, one of `register_gate`, has no `set_threshold`; none is changed.
+            ValueError: for a threshold out of range, or if a gate, one of `register_gate`, has no
+                method `set_threshold(threshold)`; none is changed.
         """
         for gate in self.gates():
             if not hasattr(gate, "set_threshold"):
@@ -151,6 +155,8 @@ class GraphStage(Composite):
                 )
         for gate in self.gates():
             gate.set_threshold(threshold)
+        for model in self.models:
+            model.train_function = model.test_function = model.predict_function = None
 
     def describe(self) -> list[tuple[str, int, int]]:
         """Name, number of nodes and number of edges of each graph of the stage, in order."""

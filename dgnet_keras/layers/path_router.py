@@ -1,5 +1,6 @@
 """Routers and gate of paths: whether a sample takes a node, from the features that reach it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dgnet_keras.checks import is_number
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.initializers import ArrayInitializer
 from dgnet_keras.layers.router import pool
@@ -204,7 +206,9 @@ class PathGate(keras.layers.Layer):
         return self._noise_state
 
     def set_threshold(self, threshold: float) -> None:
-        """Gives the weight `threshold` a value, in logits."""
+        """Gives the weight `threshold` a value, in logits; infinity takes no node, minus it all."""
+        if not is_number(threshold) or math.isnan(threshold):
+            raise ValueError(f"`threshold` must be a number. Received: {threshold!r}")
         self.threshold.assign(threshold)
 
     def current_threshold(self) -> tf.Tensor:

@@ -198,3 +198,11 @@ def test_given_adjacency_is_what_the_path_was():
     np.testing.assert_allclose(
         dg.with_adjacency(model).predict({"images": x, **found}, verbose=0), model(x), atol=1e-6
     )
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    stage = stage_of(3)
+    with pytest.raises(ValueError, match=r"must be a number\. Received: nan"):
+        stage.set_threshold(float("nan"))
+    stage.set_threshold(float("inf"))
+    assert stage.gates()[0].current_threshold() == np.inf

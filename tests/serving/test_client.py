@@ -94,6 +94,14 @@ def test_connectivity_at_the_models_threshold_and_others(client, run, images):
     assert answer["macs"][0] > answer["macs"][2]
 
 
+def test_the_dial_is_one_for_all_images_or_one_each(client, run, images):
+    for threshold in (0.5, [0, 0.5, 0.99]):
+        expected = run("predict_at", images=images, threshold=np.float32(threshold))
+        check_same(client.predict(images, threshold), expected)
+    with pytest.raises(ValueError, match="one for each of the 3 images"):
+        client.predict(images, [0.1, 0.2])
+
+
 def test_any_signature_takes_a_dict_or_its_only_input(client, run, images):
     expected = run("features", images=images)
     check_same(client.call("features", {"images": images}), expected)

@@ -13,7 +13,6 @@ from serving_helpers import encode
 
 import dgnet_keras as dg
 from benchmarks.serving import c_api
-from dgnet_keras.calibrate import set_threshold
 from dgnet_keras.serving.signatures import MAX_PIXELS, ServingModule
 
 pytestmark = pytest.mark.xdist_group("serving")  # what its fixtures make is made once
@@ -191,7 +190,7 @@ def test_predict_at_equals_a_model_of_that_threshold(paths, value):
     answer = signatures["predict_at"](tf.constant(pixels), tf.constant(value, tf.float32))
     other = create("resnet_cifar_path", input_shape=(16, 16, 3))
     dg.copy_weights(model, other)
-    set_threshold(other, value)
+    other.set_threshold(value)
     expected = other(model.preprocessing(pixels))
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(answer["classes"], np.argmax(expected, axis=-1))

@@ -8,7 +8,6 @@ import orbit
 import tensorflow as tf
 
 from dgnet_keras.budget import stages_of
-from dgnet_keras.calibrate import set_threshold
 from dgnet_keras.layers.path_router import PathGate
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from train.checkpoints import of_variables
@@ -224,7 +223,7 @@ class ClassificationRun(Run):
 
     def evaluate_at(self, threshold):
         """Sets the threshold of the model, and returns the metrics of `evaluate`."""
-        set_threshold(self.model, threshold)
+        self.model.set_threshold(threshold)
         if self.recipe.wiring not in PATHS:  # whose thresholds are no weights, but traced
             with self.strategy.scope():
                 self.evaluator = task.Evaluator(
