@@ -132,6 +132,16 @@ def paired_ratios(times, pairs):
     }
 
 
+def fields_of(times, pairs):
+    """Fields of a row: `milliseconds` by contestant, and `ratios` of the pairs turn by turn."""
+    return {
+        "milliseconds": {
+            name: spread([1000 * t for t in values]) for name, values in times.items()
+        },
+        "ratios": paired_ratios(times, pairs),
+    }
+
+
 def resident(key):
     """MiB of this process's memory: `"VmRSS"` is resident now, `"VmHWM"` was at most."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

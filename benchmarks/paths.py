@@ -115,8 +115,7 @@ def measure_here(settings, repeats):
     times = measure.in_turns(steps, repeats)
     return {
         "measured_share": measure.rounded(share),
-        "milliseconds": {k: measure.spread([1000 * t for t in v]) for k, v in times.items()},
-        "ratios": measure.paired_ratios(times, [("path", "chain")]),
+        **measure.fields_of(times, [("path", "chain")]),
         "environment": measure.environment(),
     }
 

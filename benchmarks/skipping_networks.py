@@ -179,8 +179,5 @@ def measure_times(settings, repeats, seconds=math.inf):
     return {
         **fields,
         "turns": len(times["chain"]),
-        "milliseconds": {
-            name: measure.spread([1000 * t for t in values]) for name, values in times.items()
-        },
-        "ratios": measure.paired_ratios(times, speed_networks.pairs(settings["contestants"])),
+        **measure.fields_of(times, speed_networks.pairs(settings["contestants"])),
     }

@@ -177,12 +177,10 @@ def measure_times(settings, repeats):
         parameters[name] = sum(math.prod(v.shape) for v in model.trainable_variables)
         macs[name] = count_macs(model)
     times = measure.in_turns(steps, repeats)
-    ratios = measure.paired_ratios(times, pairs(settings["contestants"]))
+    fields = measure.fields_of(times, pairs(settings["contestants"]))
+    ratios = fields["ratios"]
     return {
-        "milliseconds": {
-            name: measure.spread([1000 * t for t in values]) for name, values in times.items()
-        },
-        "ratios": ratios,
+        **fields,
         "ratios_per_mac": {
             f"{a}/{b}": measure.rounded(ratios[f"{a}/{b}"]["median"] * macs[b] / macs[a])
             for a, b in pairs(settings["contestants"])

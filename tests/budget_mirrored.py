@@ -8,7 +8,7 @@ import pickle
 import sys
 
 import catalog
-import numpy as np
+import mirrored
 import tensorflow as tf
 
 from dgnet_keras.budget import Pressure, apply_pressure
@@ -16,18 +16,13 @@ from dgnet_keras.budget import Pressure, apply_pressure
 
 def gradients_of(devices):
     """Share of MACs, and gradients of the budget's loss: list of arrays."""
-    strategy = tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    strategy = mirrored.strategy_of(devices)
     with strategy.scope():
         model = catalog.create("resnet_cifar_split", gate="straight_through", macs_target=0.9)
         catalog.randomize(model)
         apply_pressure(model, Pressure(0.5, 0.0, 0.9))
     routers = [r for stage in model.backbone.stages for r in stage.routers().values()]
-    images = catalog.images(batch=8)
-    images[4:] *= 0.1  # the images of the second device take other paths
-    parts = np.split(images, devices)
-    inputs = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
-    )
+    inputs = mirrored.split(strategy, mirrored.two_kinds())
 
     @tf.function
     def step(images):
@@ -44,6 +39,5 @@ def gradients_of(devices):
 
 
 if __name__ == "__main__":
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    mirrored.configure()
     pathlib.Path(sys.argv[1]).write_bytes(pickle.dumps([gradients_of(d) for d in (1, 2)]))

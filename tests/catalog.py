@@ -9,6 +9,16 @@ import dgnet_keras as dg
 
 _CIFAR = {"name": "resnet20_cifar", "depths": (2, 3), "widths": (4, 8)}
 
+_MOBILENET = {
+    "name": "mobilenetv2_100",
+    "widths": (4, 4, 8),
+    "strides": (1, 2, 2),
+    "expansions": (1, 2, 2),
+    "stem_width": 4,
+    "head_width": 16,
+}
+_REGNETY = {"name": "regnety_002", "widths": (8, 16), "group_width": 8, "stem_width": 8}
+
 CATALOG = {
     "resnet_basic": {"name": "resnet18", "depths": (1, 3), "widths": (4, 8)},
     "resnet_bottleneck_static_init": {
@@ -31,15 +41,7 @@ CATALOG = {
         "cardinality": 2,
         "base_width": 16,
     },
-    "mobilenet_v2": {
-        "name": "mobilenetv2_100",
-        "depths": (1, 3, 2),
-        "widths": (4, 4, 8),
-        "strides": (1, 2, 2),
-        "expansions": (1, 2, 2),
-        "stem_width": 4,
-        "head_width": 16,
-    },
+    "mobilenet_v2": {**_MOBILENET, "depths": (1, 3, 2)},
     "regnetx_static_init": {
         "name": "regnetx_002",
         "depths": (1, 3),
@@ -48,34 +50,16 @@ CATALOG = {
         "stem_width": 8,
         "init": "static",
     },
-    "regnety": {
-        "name": "regnety_002",
-        "depths": (2, 2),
-        "widths": (8, 16),
-        "group_width": 8,
-        "stem_width": 8,
-    },
+    "regnety": {**_REGNETY, "depths": (2, 2)},
     "resnet_cifar_path": {**_CIFAR, "wiring": "path"},
     "mobilenet_v2_path": {
-        "name": "mobilenetv2_100",
+        **_MOBILENET,
         "depths": (1, 5, 2),
-        "widths": (4, 4, 8),
-        "strides": (1, 2, 2),
-        "expansions": (1, 2, 2),
-        "stem_width": 4,
-        "head_width": 16,
         "wiring": "path",
         "max_nodes": 3,
         "threshold": 0.3,
     },
-    "regnety_learned_path": {
-        "name": "regnety_002",
-        "depths": (2, 3),
-        "widths": (8, 16),
-        "group_width": 8,
-        "stem_width": 8,
-        "wiring": "learned_path",
-    },
+    "regnety_learned_path": {**_REGNETY, "depths": (2, 3), "wiring": "learned_path"},
     "resnet_cifar_chain": {**_CIFAR, "wiring": "chain"},
     "resnet_cifar_learned": {**_CIFAR, "wiring": "learned"},
     "resnet_cifar_random": {**_CIFAR, "wiring": "random"},

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import catalog
+import mirrored
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -16,7 +17,7 @@ from dgnet_keras import detection
 
 def one_step(devices):
     """What a training step on so many devices gives: dict of name to value."""
-    strategy = tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    strategy = mirrored.strategy_of(devices)
     with strategy.scope():
         model = catalog.randomize(catalog.create("resnet_basic", num_classes=None))
         for layer in model._flatten_layers():
@@ -26,10 +27,7 @@ def one_step(devices):
             model, input_shape=(16, 16, 3), kernel_regularizer=tf_keras.regularizers.L2(1e-3)
         )
         optimizer = tf_keras.optimizers.legacy.SGD(0.01, momentum=0.9)
-    parts = np.split(catalog.images(batch=4), devices)
-    inputs = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
-    )
+    inputs = mirrored.split(strategy, catalog.images(batch=4))
 
     @tf.function
     def step(images):
@@ -52,8 +50,7 @@ def one_step(devices):
     }
 
 
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+mirrored.configure()
 for count in (1, 2):
     values = {name: np.asarray(value) for name, value in one_step(count).items()}
     np.savez(pathlib.Path(sys.argv[1]) / f"{count}.npz", **values)

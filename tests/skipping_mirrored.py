@@ -8,25 +8,20 @@ import pickle
 import sys
 
 import catalog
-import numpy as np
+import mirrored
 import tensorflow as tf
 
 
 def one_step(skip, devices):
     """What a step on so many devices gives: dict of name to value."""
-    strategy = tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    strategy = mirrored.strategy_of(devices)
     with strategy.scope():
         model = catalog.create("resnet_basic", skip=skip, skip_in_training=skip)
         catalog.randomize(model)
         for layer in model._flatten_layers():
             if "norm" in layer.name:
                 layer.synchronized = True
-    images = catalog.images(batch=8)
-    images[4:] *= 0.1  # the images of the second device take other paths
-    parts = np.split(images, devices)
-    inputs = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
-    )
+    inputs = mirrored.split(strategy, mirrored.two_kinds())
 
     @tf.function
     def step(images):
@@ -47,7 +42,6 @@ def one_step(skip, devices):
 
 
 if __name__ == "__main__":
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    mirrored.configure()
     results = {(s, d): one_step(s, d) for s in ("auto", "never") for d in (1, 2)}
     pathlib.Path(sys.argv[1]).write_bytes(pickle.dumps(results))

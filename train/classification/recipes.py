@@ -195,6 +195,9 @@ IMAGENET = Recipe(
     dtype="mixed_bfloat16",
 )
 
+# Paths that compute about half; see docs/paths.md for what it gave.
+HALF = {"wiring": "path", "macs_target": 0.55, "macs_weight": 40.0, "router_clip_norm": 1.0}
+
 RECIPES = {
     # With wiring="chain" the first half of `make demo`; its measured result is in docs/index.md.
     "digits_resnet20": Recipe(
@@ -209,8 +212,8 @@ RECIPES = {
     ),
     # The second half of `make demo`: paths from the static network of the first.
     "digits_resnet20_path": Recipe(
+        **HALF,
         model="resnet20_cifar",
-        wiring="path",
         dataset="digits",
         input_shape=(16, 16, 3),
         epochs=20,
@@ -218,9 +221,6 @@ RECIPES = {
         learning_rate=0.02,
         router_lr_multiplier=2.0,
         random_shift=1,
-        macs_target=0.55,
-        macs_weight=40.0,
-        router_clip_norm=1.0,
     ),
     # python -m train.imagenet --config cifar10_resnet20 --data-dir DIR --workdir runs/cifar10
     # See docs/training.md for its measured result.
@@ -261,8 +261,8 @@ RECIPES = {
     #   python -m train.imagenet --config cifar10_resnet56_path --data-dir DIR --workdir runs/path
     #     --init-from runs/static --set distill_from=runs/static
     "cifar10_resnet56_path": Recipe(
+        **HALF,
         model="resnet56_cifar",
-        wiring="path",
         dataset="folder",
         input_shape=(32, 32, 3),
         epochs=6,
@@ -272,9 +272,6 @@ RECIPES = {
         weight_decay=5e-5,
         random_flip=True,
         random_shift=4,
-        macs_target=0.55,
-        macs_weight=40.0,
-        router_clip_norm=1.0,
         cache=True,
     ),
     # The four at ImageNet's scale have not been run: there is no ImageNet and no GPU here. Their
@@ -287,15 +284,12 @@ RECIPES = {
     # After cifar10_resnet56_path, with the losses of LAUDNet (arXiv 2308.15949): T 4, half each.
     "imagenet_resnet50_path": dataclasses.replace(
         IMAGENET,
-        wiring="path",
+        **HALF,
         epochs=30,
         learning_rate=0.04,
         router_lr_multiplier=5.0,
         warmup_epochs=1,
         label_smoothing=0.0,
-        macs_target=0.55,
-        macs_weight=40.0,
-        router_clip_norm=1.0,
         distill_weight=1.0,
         distill_temperature=4.0,
     ),
