@@ -9,12 +9,15 @@ WORKDIR ?= runs/digits
 demo: $(VENV)/installed
 	$(BIN)/python -m train.demo --workdir $(WORKDIR)
 
+# In parts, each with workers of its own: their memory grows with every model. All of them run,
+# also after one that fails.
+REST := $(addprefix --ignore=,tests/train tests/serving tests/commands tests/benchmarks tests/layers)
 test: lint
-	# In three parts, each with workers of its own: their memory grows with every model.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/train
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/serving tests/commands tests/benchmarks tests/layers
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore=tests/train --ignore=tests/serving \
-		--ignore=tests/commands --ignore=tests/benchmarks --ignore=tests/layers
+	@failed=0; \
+	for part in "tests/train" "tests/serving tests/commands tests/benchmarks tests/layers" "$(REST)"; do \
+		$(BIN)/python -m pytest -n 2 --dist loadgroup $$part || failed=1; \
+	done; \
+	exit $$failed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -73,7 +73,9 @@ class Budget:
         weight: of the loss, at least 0.
 
     Attributes:
+        target: float, share of MACs.
         current_target: variable, the target in force; a schedule moves it.
+        weight: variable.
         floor: variable, see above; 0 at first.
         share: metric of Keras's loops, the mean share.
 
@@ -82,15 +84,22 @@ class Budget:
     """
 
     def __init__(self, model: keras.Model, target: float, weight: float) -> None:
-        check_target(target)
-        check_weight(weight)
-        check_reachable(model, target)
-        self.target, self.weight = float(target), float(weight)
         with model.distribute_strategy.scope():
-            self.current_target = keras.Variable(self.target, trainable=False, name="macs_target")
+            self.current_target = keras.Variable(1.0, trainable=False, name="macs_target")
+            self.weight = keras.Variable(0.0, trainable=False, name="macs_weight")
             self.floor = keras.Variable(0.0, trainable=False, name="floor")
             self.share = keras.metrics.Mean(name="share_of_macs")
         self.is_measuring = False
+        self.change(model, target, weight)
+
+    def change(self, model: keras.Model, target: float, weight: float) -> None:
+        """Sets target and weight, or raises as the constructor and leaves both as they were."""
+        check_target(target)
+        check_weight(weight)
+        check_reachable(model, target)
+        self.target = float(target)
+        self.current_target.assign(self.target)
+        self.weight.assign(weight)
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
@@ -123,7 +132,7 @@ class Budget:
             share, rates = context.all_reduce("MEAN", [share, rates])
         loss = tf.square(share - self.current_target.value)
         missing = tf.nn.relu(self.floor.value - rates)
-        return self.weight * (loss + tf.reduce_mean(tf.square(missing))), share
+        return self.weight.value * (loss + tf.reduce_mean(tf.square(missing))), share
 
 
 def straight_through_mask(matrix: tf.Tensor, edge_scale: float) -> tf.Tensor:

@@ -34,8 +34,8 @@ def freeze(
             for how many of these images the most probable class is the same.
 
     Returns:
-        A new model of the same class, family and options, `wiring="chain"`, with copies of the
-        weights.
+        A new model of the same class and family, `wiring="chain"`, with copies of the weights.
+        What was changed on single layers, such as which are frozen, is not taken over.
 
     Raises:
         ValueError: for another wiring (a chain is static already; where features are summed, no

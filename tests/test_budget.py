@@ -141,6 +141,35 @@ def test_the_target_can_be_set_and_taken_away():
     assert model.losses == []
 
 
+def test_it_can_be_changed_while_fit_runs():
+    model = compiled(tiny())
+    x = images(32)
+
+    class Change(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.macs_target = [0.9, 0.5, None, 0.7][epoch]
+            self.model.macs_weight = [1.0, 2.0, 3.0, 4.0][epoch]
+
+    history = model.fit(x, LABELS, epochs=4, verbose=0, callbacks=[Change()]).history
+    assert len(history["loss"]) == 4
+    assert float(model.budget.weight) == 4 and model.macs_target == 0.7
+    with pytest.raises(ValueError, match="always run"):
+        model.macs_target = 0.01
+    assert (model.macs_target, float(model.budget.current_target)) == (0.7, pytest.approx(0.7))
+
+
+def test_a_threshold_can_be_set_while_fit_runs():
+    model = compiled(tiny("dynamic", macs_target=None))
+    x = images(32)
+
+    class Calibrate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_threshold([0.2, 0.6, 0.3][epoch])
+
+    model.fit(x, LABELS, epochs=3, verbose=0, validation_data=(x, LABELS), callbacks=[Calibrate()])
+    assert model.backbone.stages[0].gates()[0].threshold == 0.3
+
+
 def test_it_is_saved_with_the_model(tmp_path):
     model = tiny(macs_target=0.7, macs_weight=3.0)
     model.save(tmp_path / "model.keras")

@@ -14,7 +14,7 @@ from train.workdir import atomic_file
 BEST_WEIGHTS = "best.weights.h5"
 
 
-def load_initial_weights(model, path):
+def load_initial_weights(model, path, option="--init-from"):
     """Loads weights to start from, all or nothing.
 
     Args:
@@ -23,6 +23,7 @@ def load_initial_weights(model, path):
             run such as `runs/a/checkpoints/ckpt-100`, or a run's folder, whose finished model,
             or else best weights, are taken. With another number of classes the backbone alone is
             loaded.
+        option: or key, that the path was given with.
 
     Returns:
         List of the paths of the weights loaded.
@@ -31,7 +32,7 @@ def load_initial_weights(model, path):
         FileNotFoundError: if there is nothing at `path`.
         ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
     """
-    path = pathlib.Path(usable_path("--init-from", path))
+    path = pathlib.Path(usable_path(option, path))
     if path.with_name(path.name + ".index").exists():
         values = checkpoints.read_model_weights(path)
         classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None

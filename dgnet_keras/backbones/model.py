@@ -12,6 +12,7 @@ from dgnet_keras.checks import check_preprocessed
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers import skipping
 from dgnet_keras.layers.composite import Made
+from dgnet_keras.layers.graph import trace_anew
 from dgnet_keras.layers.initializers import seeded
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -103,14 +104,17 @@ class GraphModel(keras.Model):
 
     def _set_budget(self, target, weight):
         check_weight(weight)
+        if self.budget is not None and target is not None:
+            self.budget.change(self, target, weight)
+            self._set("_macs_weight", weight)
+            return
         self._set("budget", None if target is None else Budget(self, target, weight))
         self._set("_macs_weight", weight)
         if self.budget is not None:
             both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
             # As a function: Keras would save the layers by the name of a model's attribute.
             self._set("_with_adjacency", lambda *args, **kwargs: both(*args, **kwargs))
-        # What Keras has traced knows nothing of it.
-        self.train_function = self.test_function = None
+        trace_anew(self)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -156,7 +156,7 @@ class GraphStage(Composite):
         for gate in self.gates():
             gate.set_threshold(threshold)
         for model in self.models:
-            model.train_function = model.test_function = model.predict_function = None
+            trace_anew(model)
 
     def describe(self) -> list[tuple[str, int, int]]:
         """Name, number of nodes and number of edges of each graph of the stage, in order."""
@@ -321,6 +321,13 @@ class GraphStage(Composite):
         """Rebuilds the stage with its blocks."""
         blocks = [keras.saving.deserialize_keras_object(block) for block in config["blocks"]]
         return cls(**{"changes": {}, **config, "blocks": blocks})
+
+
+def trace_anew(model: keras.Model) -> None:
+    """Has Keras's loops trace a model's functions again, those that it has; also inside `fit`."""
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function") is not None:
+            getattr(model, f"make_{kind}_function")(force=True)
 
 
 def _logits_of(router):

@@ -18,7 +18,14 @@ from dgnet_keras.decoding import decode_image
 
 pytestmark = pytest.mark.xdist_group("channels")  # what its fixtures make is made once
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 4), "uint8")
-WITHOUT_FILES = {"serving_default", "predict_float", "features", "connectivity", "connectivity_at"}
+WITHOUT_FILES = {
+    "serving_default",
+    "predict_at",
+    "predict_float",
+    "features",
+    "connectivity",
+    "connectivity_at",
+}
 
 
 @pytest.fixture(scope="module")

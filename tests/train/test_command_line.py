@@ -31,6 +31,7 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
             "neither model.keras nor best",
         ),
         (["--config", "digits_resnet20", "--init-from", f"{tmp_path}/ckpt-3"], "there: ckpt-20$"),
+        (["--config", "digits_resnet20", "--set", "distill_from=/no"], "No weights file at /no"),
         (["--config", "imagenet_resnet50"], "TFRecords.*--data-dir"),
         (
             ["--config", "imagenet_resnet50", "--data-dir", "/nowhere"],

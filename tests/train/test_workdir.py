@@ -36,6 +36,14 @@ def test_a_folder_takes_one_recipe_on_one_set_of_data(tmp_path):
         check_workdir(config, tmp_path)
 
 
+def test_a_folder_of_an_older_version_lacks_keys_that_came_later(tmp_path):
+    write_json(tmp_path / "config.json", {"wiring": "dynamic"})
+    defaults = {"wiring": "chain", "macs_target": None}
+    check_workdir({"wiring": "dynamic", "macs_target": None}, tmp_path, defaults)
+    with pytest.raises(ValueError, match=r"another recipe.*macs_target: null there, 0.5 here"):
+        check_workdir({"wiring": "dynamic", "macs_target": 0.5}, tmp_path, defaults)
+
+
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"\* \? \[ \]"):
         check_workdir({}, tmp_path / "a[1]")

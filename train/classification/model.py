@@ -6,6 +6,7 @@ import keras
 
 import dgnet_keras as dg
 from dgnet_keras.convert import is_wiring_weight
+from train.weights import load_initial_weights
 
 
 def create_model(recipe, num_classes):
@@ -41,9 +42,23 @@ def create_model(recipe, num_classes):
 
 
 def create_teacher(recipe, num_classes):
-    """The static network that the recipe's model learns from; its weights are to be loaded."""
+    """The trained static network that the recipe's model learns from, or None if from none.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `distill_from`.
+        ValueError: if what is there is no such network of as many classes.
+    """
+    if recipe.distill_from is None:
+        return None
     chain = dataclasses.replace(recipe, wiring="chain", macs_target=None)
     teacher = create_model(chain, num_classes)
+    loaded = load_initial_weights(teacher, recipe.distill_from, "distill_from")
+    missing = {variable.path for variable in teacher.weights} - set(loaded)
+    if missing:
+        raise ValueError(
+            f"distill_from must be a network of {num_classes} classes. Received: "
+            f"{recipe.distill_from}, which has no weights for {', '.join(sorted(missing))}"
+        )
     teacher.trainable = False
     return teacher
 

@@ -135,9 +135,7 @@ class ClassificationRun(Run):
         self.skipped = input_pipeline.SkippedImages()
         with strategy.scope():
             self.model = create_model(recipe, len(data.class_names))
-            self.teacher = None
-            if recipe.distill_from is not None:
-                self.teacher = create_teacher(recipe, len(data.class_names))
+            self.teacher = create_teacher(recipe, len(data.class_names))
             self.variables = list(self.model.trainable_variables)
             self.optimizer = create_optimizer(recipe, self.steps_per_epoch, self.variables)
             self.global_step = orbit.utils.create_global_step()
@@ -175,8 +173,6 @@ class ClassificationRun(Run):
     def restore(self, workdir):
         """As of `Run`; also the names of images that could not be read before."""
         super().restore(workdir)
-        if self.teacher is not None:
-            load_initial_weights(self.teacher, self.recipe.distill_from)
         self._skipped_file = self.own / "skipped_images.json"
         self.skipped.names |= set(read_json(self._skipped_file, []))
 

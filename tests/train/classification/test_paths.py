@@ -1,11 +1,13 @@
 """Runs with a budget: from a static network to paths, and on after a stop."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 from train_helpers import TINY
 
+from train.classification.model import create_teacher
 from train.classification.recipes import get_recipe
 from train.classification.run import train
 
@@ -53,3 +55,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_noise_it_would_have_had(path, s
     again = train(recipe, copy, init_from=str(static))
     for key in ("weights_sha256", "test_accuracy", "calibration"):
         assert again[key] == results[key]
+
+
+def test_a_network_to_learn_from_has_the_same_classes_and_is_static(static, path):
+    recipe, folder, _ = path
+    with pytest.raises(ValueError, match="distill_from must be a network of 7 classes"):
+        create_teacher(dataclasses.replace(recipe, distill_from=str(static)), 7)
+    with pytest.warns(UserWarning, match=r"another network.*wiring path \(here chain\)"):
+        create_teacher(dataclasses.replace(recipe, distill_from=str(folder)), 10)
