@@ -179,6 +179,16 @@ def stages_of(model: keras.Model) -> list[GraphStage]:
     return [layer for layer in model.layers if isinstance(layer, GraphStage)]
 
 
+def noise_states(model: keras.Model) -> dict[str, tf.Variable]:
+    """By stage, what the noise of paths' gates is drawn from; not a weight of the model."""
+    return {
+        stage.name: gate.noise_state
+        for stage in stages_of(model)
+        for gate in stage.gates()
+        if isinstance(gate, PathGate)
+    }
+
+
 def apply_pressure(model: keras.Model, pressure: Pressure) -> None:
     """Sets the target and floor in force, and the noise of paths' gates."""
     if model.budget is not None:

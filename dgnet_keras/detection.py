@@ -10,6 +10,7 @@ The only module of the package that imports tf_keras or Model Garden (`official`
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,12 +51,16 @@ class DGNet(_GraphConfig):
     Attributes:
         name: one of `dgnet_keras.list_variants()`.
         seed: see `dgnet_keras.create`.
+        macs_target: likewise: a budget of the backbone's multiply-adds.
+        macs_weight: likewise.
         weights: file that the backbone's weights are read from, or None.
         overrides: fields of the family's Spec, such as `{"depths": [2, 2, 2, 2]}`, or None.
     """
 
     name: str = "resnet50"
     seed: int = 0
+    macs_target: float | None = None
+    macs_weight: float = 10.0
     weights: str | None = None
     overrides: hyperparams.Config | None = None
 
@@ -83,8 +88,8 @@ class GardenBackbone(tf_keras.layers.Layer):
     """A tf_keras layer around a Keras 3 backbone: images to the feature maps of its pyramid.
 
     The Keras 3 model stays the owner of everything: this layer passes its variables on (so that
-    tf_keras optimizers, `tf.train.Checkpoint` and `tf.distribute` see them), its losses and
-    whether it is frozen.
+    tf_keras optimizers, `tf.train.Checkpoint` and `tf.distribute` see them), its losses, that of
+    its budget included (in training, unless frozen), and whether it is frozen.
 
     Args:
         backbone: a built `dgnet_keras` backbone.
@@ -164,7 +169,21 @@ class GardenBackbone(tf_keras.layers.Layer):
 
     def call(self, images: tf.Tensor, training: bool | None = None) -> dict[str, tf.Tensor]:
         """Features by level."""
-        return self._pyramid(images, training=bool(training) and self.trainable)
+        training = bool(training) and self.trainable
+        budget = self.backbone.budget
+        if budget is None or not (training or budget.is_measuring):
+            return self._pyramid(images, training=training)
+        features, found = self._with_adjacency(images, training=training)
+        loss, _ = self.backbone.measure_budget(images, found)
+        if training:
+            self.add_loss(loss)
+        return features
+
+    @functools.cached_property
+    def _with_adjacency(self):
+        """The pyramid with the images' adjacency."""
+        found = dict(self.backbone.adjacency_outputs)
+        return keras.Model(self.backbone.input, [self._pyramid.output, found])
 
     def adjacency(self, images: ArrayLike, *, batch_size: int = 8) -> dict[str, np.ndarray]:
         """The connectivity that images take, see `dgnet_keras.adjacency`.

@@ -16,6 +16,7 @@ from official.vision.configs import backbones
 from official.vision.configs.common import NormActivation
 from official.vision.modeling.backbones import factory
 
+import dgnet_keras as dg
 from dgnet_keras import convert, detection
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -142,6 +143,35 @@ def test_regularization_reaches_the_model_that_holds_it():
     assert garden().losses == []
     layer.backbone.trainable = False
     np.testing.assert_allclose(tf.add_n(model.losses), expected, rtol=1e-5)
+
+
+def test_a_budget_is_a_loss_of_training():
+    config = detection.DGNet(
+        name="resnet18",
+        wiring="path",
+        macs_target=0.9,
+        macs_weight=3.0,
+        overrides=detection.hyperparams.Config({"depths": [1, 3], "widths": [16, 32]}),
+    )
+    backbone = config.create((64, 64, 3))
+    for gate in backbone.stages[1].gates():
+        gate.noise.assign(0.0)
+    layer = detection.GardenBackbone(backbone, input_shape=(64, 64, 3))
+    inputs = tf_keras.Input((64, 64, 3))
+    model = tf_keras.Model(inputs, layer(inputs))
+    images = catalog.images(4, 64)
+    model(images, training=False)
+    assert model.losses == []
+    model(images, training=True)
+    # Every block is taken at the start, so the share is that of the static network and routers.
+    counted = dg.count_macs(backbone)
+    static = counted["macs"] - counted["by_kind"]["router"]
+    np.testing.assert_allclose(model.losses, [3 * (counted["macs"] / static - 0.9) ** 2], rtol=1e-4)
+    again = detection.GardenBackbone.from_config(layer.get_config())
+    assert (again.backbone.macs_target, again.backbone.macs_weight) == (0.9, 3.0)
+    layer.trainable = False
+    model(images, training=True)
+    assert model.losses == []
 
 
 def test_a_checkpoint_holds_every_weight(trained, tmp_path):

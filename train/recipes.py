@@ -78,6 +78,39 @@ class CheckedRecipe(GraphOptions):
         return json.dumps(content, indent=2) + "\n"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BudgetedRecipe(CheckedRecipe):
+    """A recipe whose network can be brought to a share of its multiply-adds.
+
+    Attributes:
+        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
+            or None. In detection those of the backbone.
+        macs_weight: of the loss for it; see `dgnet_keras.budget.Budget`.
+        macs_start: target at the beginning; `macs_target` itself where a run goes on from another.
+        macs_fall: share of the run in which the target comes down.
+        macs_floor: share of a batch that each block is to be taken by at first; it comes down to
+            0 in the first third of the run.
+        noise_off: last share of the run, in which the choice of paths has no noise.
+    """
+
+    macs_target: typing.Annotated[float | None, Interval("(0, 1]")] = None
+    macs_weight: Amount = 10.0
+    macs_start: typing.Annotated[float, Interval("(0, 1]")] = 1.0
+    macs_fall: Probability = 0.5
+    macs_floor: Probability = 0.25
+    noise_off: Probability = 0.2
+
+    def schedule(self):
+        """Dict of the arguments of `dgnet_keras.budget.Pressure.at`, but for the progress."""
+        return {
+            "target": self.macs_target,
+            "start": self.macs_start,
+            "fall": self.macs_fall,
+            "quiet": self.noise_off,
+            "floor": self.macs_floor,
+        }
+
+
 def _graph_hints():
     """Hints of what `GraphOptions` checks itself, for errors that show JSON."""
     return {

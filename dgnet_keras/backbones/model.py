@@ -1,7 +1,7 @@
 """Model of preprocessed images: base of backbones and classifiers."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -140,21 +140,31 @@ class GraphModel(keras.Model):
             check_preprocessed(images)
         if self.budget is None or not (training or self.budget.is_measuring):
             return super().call(inputs, training=training, mask=mask)
-        outputs, loss, share = self.call_with_budget(inputs, training=training)
+        outputs, loss, _ = self.call_with_budget(inputs, training=training)
         keras.layers.Layer.add_loss(self, loss)  # Functional has none of its own
-        if self.budget.is_measuring:
-            self.budget.share.update_state(share, sample_weight=tf.shape(inputs)[0])
         return outputs
 
     def call_with_budget(
         self, inputs: tf.Tensor, training: bool | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The output of a model with a budget, the budget's loss, and the mean share of MACs."""
-        assert self.budget is not None
         outputs, found = self._with_adjacency(inputs, training=training)
+        return outputs, *self.measure_budget(inputs, found)
+
+    def measure_budget(
+        self, inputs: tf.Tensor, adjacency: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The budget's loss, and the mean share of MACs, of the adjacency found for images.
+
+        What Keras's loops call `share_of_macs` is updated inside of `budget.measuring()`.
+        """
+        assert self.budget is not None
         scales = {g.key: s.edge_scale for s in stages_of(self) for g in s.graphs}
         size = None if None in inputs.shape[1:3] else inputs.shape[1:3]
-        return outputs, *self.budget.measure(model_costs(self, size), found, scales)
+        loss, share = self.budget.measure(model_costs(self, size), adjacency, scales)
+        if self.budget.is_measuring:
+            self.budget.share.update_state(share, sample_weight=tf.shape(inputs)[0])
+        return loss, share
 
     def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """As `keras.Model.export`; what is not a SavedModel skips by branches that any reader has.

@@ -7,7 +7,7 @@ import train.recipes
 from dgnet_keras.checks import closest
 from train.recipes import (
     Amount,
-    CheckedRecipe,
+    BudgetedRecipe,
     ClipNorm,
     Count,
     Deviations,
@@ -26,10 +26,11 @@ DATASETS = ("digits", "folder", "tfrecord", "tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(CheckedRecipe):
+class Recipe(BudgetedRecipe):
     """What a run trains, on what, and how.
 
-    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
+    It has the keys of `dgnet_keras.layers.GraphOptions`, those of a budget (see `BudgetedRecipe`),
+    and:
 
     Attributes:
         model: a variant of `dgnet_keras.list_variants()`.
@@ -62,14 +63,6 @@ class Recipe(CheckedRecipe):
         freeze_backbone_epochs: first epochs in which nodes and stem keep their weights and
             statistics (the classifier and the routers learn).
         freeze_routers_epochs: first epochs in which routers, edge logits and thresholds do.
-        macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
-            or None. In the end the threshold is moved until training images compute this share.
-        macs_weight: of the loss for it; see `dgnet_keras.budget.Budget`.
-        macs_start: target at the beginning; `macs_target` itself where a run goes on from another.
-        macs_fall: share of the run in which the target comes down.
-        macs_floor: share of a batch that each block is to be taken by at first; it comes down to
-            0 in the first third of the run.
-        noise_off: last share of the run, in which the choice of paths has no noise.
         router_clip_norm: global norm that the gradients of routers, edge logits and thresholds are
             clipped to; None does not clip.
         distill_from: a static network to learn from besides the labels, or None: of the same
@@ -129,12 +122,6 @@ class Recipe(CheckedRecipe):
     synchronized_norm: bool = False
     freeze_backbone_epochs: Whole = 0
     freeze_routers_epochs: Whole = 0
-    macs_target: typing.Annotated[float | None, Interval("(0, 1]")] = None
-    macs_weight: Amount = 10.0
-    macs_start: typing.Annotated[float, Interval("(0, 1]")] = 1.0
-    macs_fall: Probability = 0.5
-    macs_floor: Probability = 0.25
-    noise_off: Probability = 0.2
     router_clip_norm: ClipNorm = None
     distill_from: str | None = None
     distill_weight: Amount = 1.0

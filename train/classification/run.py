@@ -7,8 +7,7 @@ import numpy as np
 import orbit
 import tensorflow as tf
 
-from dgnet_keras.budget import stages_of
-from dgnet_keras.layers.path_router import PathGate
+from dgnet_keras.budget import noise_states
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from train.checkpoints import of_variables
 from train.classification import datasets, input_pipeline, report, task
@@ -155,16 +154,9 @@ class ClassificationRun(Run):
             {
                 "step": self.global_step,
                 "train_seconds": self.train_seconds,
-                **{f"noise_{name}": state for name, state in self._noise_states()},
+                **{f"noise_{name}": state for name, state in noise_states(self.model).items()},
             },
         )
-
-    def _noise_states(self):
-        """By stage, what the noise of paths is drawn from."""
-        for stage in stages_of(self.model):
-            for gate in stage.gates():
-                if isinstance(gate, PathGate):
-                    yield stage.name, gate.noise_state
 
     def _start(self):
         if self.init_from is not None:

@@ -85,7 +85,8 @@ class Trainer(orbit.StandardTrainer):
     def train_step(self, iterator):
         """One update from one global batch."""
         if self.recipe.macs_target is not None:
-            apply_pressure(self.model, self._pressure())
+            progress = tf.cast(self.global_step, tf.float32) / self.total_steps
+            apply_pressure(self.model, Pressure.at(progress, **self.recipe.schedule()))
         sums = self.strategy.run(self._update, args=(next(iterator),))
         for name, value in sums.items():
             reduced = self.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
@@ -93,17 +94,6 @@ class Trainer(orbit.StandardTrainer):
         self.global_step.assign_add(1)
         if self.failed_step == 0 and not tf.math.is_finite(self.sums["loss"]):
             self.failed_step.assign(tf.cast(self.global_step, tf.int64))
-
-    def _pressure(self):
-        recipe = self.recipe
-        return Pressure.at(
-            tf.cast(self.global_step, tf.float32) / self.total_steps,
-            target=recipe.macs_target,
-            start=recipe.macs_start,
-            fall=recipe.macs_fall,
-            quiet=recipe.noise_off,
-            floor=recipe.macs_floor,
-        )
 
     def _update(self, batch):
         parts = self.recipe.accumulation_steps

@@ -102,6 +102,8 @@ def _model(recipe, num_classes):
                 **recipe.keywords(),
                 name=recipe.model,
                 seed=recipe.seed,
+                macs_target=recipe.macs_target,
+                macs_weight=recipe.macs_weight,
                 overrides=recipe.model_overrides or None,
             ),
         ),

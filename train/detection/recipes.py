@@ -6,7 +6,7 @@ import typing
 
 from train.recipes import (
     Amount,
-    CheckedRecipe,
+    BudgetedRecipe,
     ClipNorm,
     Count,
     DType,
@@ -19,10 +19,11 @@ from train.recipes import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectionRecipe(CheckedRecipe):
+class DetectionRecipe(BudgetedRecipe):
     """Which detector is trained, on what, and how.
 
-    It has the keys of `dgnet_keras.layers.GraphOptions`, and:
+    It has the keys of `dgnet_keras.layers.GraphOptions`, those of a budget (see `BudgetedRecipe`),
+    and:
 
     Attributes:
         detector: `"fasterrcnn"`, `"maskrcnn"` or `"retinanet"`, each with a feature pyramid

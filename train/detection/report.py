@@ -8,6 +8,9 @@ import dgnet_keras as dg
 from train.weights import variables_sha256
 from train.workdir import write_json
 
+# How the figures of an evaluation begin that are results.
+FIGURES = ("AP", "AR", "mask_A", "share_of_macs")
+
 
 def write_results(run, workdir):
     """Writes the figures' picture and, last, `results.json`; returns what is in that file."""
@@ -16,7 +19,7 @@ def write_results(run, workdir):
     height, width = run.recipe.image_size
     counted = dg.count_macs(run.backbone.backbone, image_size=(height, width))
     results = {
-        **{name: last[name] for name in last if name.startswith(("AP", "AR", "mask_A"))},
+        **{name: last[name] for name in last if name.startswith(FIGURES)},
         "validation_images": len(run.data.validation.images),
         "steps": run.step,
         "epochs": run.recipe.epochs,

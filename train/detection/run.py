@@ -7,14 +7,15 @@ import math
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from official.core import base_trainer
 from official.modeling import performance
 
+from dgnet_keras.budget import noise_states
 from train.detection import garden
 from train.detection.data import load_data
 from train.detection.evaluator import Evaluator
 from train.detection.export import draw_predictions, export_detector
 from train.detection.report import classes_table, write_results
+from train.detection.trainer import Trainer
 from train.loop import Run
 from train.session import Session
 from train.strategies import averaging, is_chief, one_device
@@ -154,12 +155,14 @@ class DetectionRun(Run):
                 use_float16=recipe.dtype == "mixed_float16",
                 loss_scale=self.params.runtime.loss_scale,
             )
-            self.trainer = base_trainer.Trainer(
-                self.params, self.task, self.model, optimizer, train=True, evaluate=True
+            self.trainer = Trainer(
+                recipe, self.params, self.task, self.model, optimizer, train=True, evaluate=True
             )
         self.evaluator = self.trainer
         self.global_step = self.trainer.global_step
         self.trainer.checkpoint.train_seconds = self.train_seconds
+        for name, state in noise_states(self.backbone.backbone).items():
+            setattr(self.trainer.checkpoint, f"noise_{name}", state)
         statistics = [
             variable
             for path, variable in self.backbone.variables_by_path.items()
