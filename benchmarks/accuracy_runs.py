@@ -95,13 +95,15 @@ def _train_once(job, images):
     with orbit_log(job.workdir / "train.log"):
         for _ in run.train_epochs():
             pass
-    run.finish()
-    last = run.history[-1]
+        run.finish()
+        budget = _calibrated(run)
+    last = {**run.history[-1], **budget.pop("metrics", {})}
     save_weights(run.model, job.workdir / WEIGHTS)
     counted = dg.count_macs(run.model)
-    connectivity = ("open_rate/", "router_entropy/", "distinct_paths")
+    connectivity = ("open_rate/", "router_entropy/", "distinct_paths", "share_of_macs")
     return {
         **job.identity,
+        **budget,
         "test_accuracy": last["accuracy"],
         "test_loss": last["loss"],
         "train_accuracy": last.get("train_accuracy"),
@@ -110,6 +112,16 @@ def _train_once(job, images):
         "seconds": round(float(run.train_seconds.numpy()), 1),
         **{key: value for key, value in last.items() if key.startswith(connectivity)},
     }
+
+
+def _calibrated(run):
+    """Of a run with a budget the static twin's multiply-adds, and what its calibration found."""
+    from dgnet_keras.complexity import model_costs
+    from train.classification.calibration import calibrate_run
+
+    if run.recipe.macs_target is None:
+        return {}
+    return {"static_macs": model_costs(run.model).static, **calibrate_run(run)}
 
 
 def run_jobs(jobs, images, rows, parallel):

@@ -84,6 +84,8 @@ def recipe_hash(recipe):
         idle += ["macs_weight", "macs_start", "macs_fall", "macs_floor", "noise_off"]
     if recipe.distill_from is None:
         idle += ["distill_weight", "distill_temperature"]
+    else:
+        fields["distill_from"] = True  # wherever it lies
     for key in idle:
         fields.pop(key, None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,104 @@
+import pytest
+from PIL import Image
+
+from benchmarks import accuracy_studies, accuracy_table, measure, pareto, pareto_table
+from train.classification.model import create_model
+
+RUNS = (
+    ("resnet56_cifar", "chain", None, 2),
+    ("resnet32_cifar", "chain", None, 1),
+    ("resnet56_cifar", "path", 0.8, 1),
+)
+TINY = (
+    "dataset=digits",
+    "model_overrides.depths=[3,3]",
+    "model_overrides.widths=[4,8]",
+    "input_shape=[8,8,3]",
+    "macs_fall=0.1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pareto")
+def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pareto, "RUNS", RUNS)
+    weights = tmp_path / "published.weights.h5"
+    jobs = pareto.plan(weights, 1, overrides=TINY, workdir=tmp_path / "runs")
+    assert len(jobs) == 4
+    create_model(jobs[0].recipe, 10).save_weights(weights)
+    files = {"rows": tmp_path / "rows.jsonl", "times": tmp_path / "times.jsonl"}
+    command = ["--weights", str(weights), "--epochs", "1", "--workdir", str(tmp_path / "runs")]
+    command += [part for item in TINY for part in ("--set", item)]
+    command += [part for name, file in files.items() for part in (f"--{name}", str(file))]
+    pareto.main([*command, "--only", "3", "--jobs", "2"])
+    rows = accuracy_table.read_rows(files["rows"])
+    assert [(r["wiring"], r["seed"]) for r in rows[:2]] == [("chain", 0)] * 2
+    path = rows[2]
+    assert path["wiring"] == "path" and path["share_of_macs"] <= 1
+    assert {"threshold", "distinct_paths", "curve", "static_macs", "commit"} <= set(path)
+    capsys.readouterr()
+
+    pareto.main([*command, "--only", "3", "--time", "--plot", str(tmp_path / "plot.png")])
+    assert {"1", "128"} == set(accuracy_table.read_rows(files["times"])[0]["time"])
+    assert accuracy_table.read_rows(files["rows"]) == rows
+    assert "| `resnet56_cifar` | `path` | 0.8 | 1 |" in capsys.readouterr().out
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.format == "PNG"
+    pareto.main([*command, "--only", "3"])
+    assert "3 runs, 0 to do" in capsys.readouterr().out
+
+
+def test_what_a_run_learns_from_comes_before_it_wherever_it_lies(tmp_path):
+    jobs = pareto.plan("a.npz", 8, workdir=tmp_path)
+    elsewhere = pareto.plan("a.npz", 8, workdir=tmp_path / "other")
+    assert [j.identity for j in jobs] == [j.identity for j in elsewhere]
+    assert len({accuracy_studies.run_key(job.identity) for job in jobs}) == len(jobs)
+    seen = set()
+    for part in pareto._in_order(jobs):
+        for job in part:
+            source = job.recipe.distill_from
+            assert (source is None) == (job.recipe.wiring == "chain")
+            assert source is None or source in seen
+        seen |= {str(job.workdir / accuracy_studies.WEIGHTS) for job in part}
+
+
+def row(model, wiring, target, seed, accuracy, **fields):
+    identity = {"model": model, "wiring": wiring, "macs_target": target, "seed": seed}
+    return {**identity, "test_accuracy": accuracy, "macs": 100, **fields}
+
+
+def test_differences_are_paired_and_shares_are_of_the_static_resnet56():
+    budget = {"share_of_macs": 0.5, "static_macs": 100, "distinct_paths": 7.0, "curve": []}
+    rows = [
+        row("resnet56_cifar", "chain", None, 0, 0.90),
+        row("resnet32_cifar", "chain", None, 0, 0.87, macs=55),
+        row("resnet32_cifar", "chain", None, 1, 0.88, macs=55),
+        row("resnet56_cifar", "path", 0.5, 0, 0.88, **budget),
+        row("resnet56_cifar", "path", 0.5, 1, 0.895, **budget),
+        row("resnet56_cifar", "learned_path", 0.5, 1, 0.86, **budget),
+    ]
+    times = [{**r, "time": {"1": 0.5 + 0.1 * r["seed"], "128": 0.4}} for r in rows if r["seed"]]
+    table = {r["key"]: r for r in pareto_table.summarize(rows, times)}
+    assert [r["share"] for r in table.values()] == [1.0, 0.55, 0.5, 0.5]
+    paths = table["resnet56_cifar", "path", 0.5]
+    count, mean, half = paths["minus"]["smaller"]
+    assert (count, mean) == (2, pytest.approx(1.25))
+    assert half == pytest.approx(12.706 * 0.25, rel=1e-3)
+    assert paths["minus"]["control"] == (1, pytest.approx(3.5), None)
+    assert paths["time"] == {"1": 0.6, "128": 0.4}
+    assert "| +1.25 [-1.93, +4.43] (2) | +3.50 (1) | 0.60 | 0.40 |" in "\n".join(
+        pareto_table.markdown(list(table.values()))
+    )
+    assert pareto_table.summarize(rows[1:]) == []
+
+
+def test_the_document_is_that_of_the_committed_rows():
+    rows = accuracy_table.read_rows(pareto.ROWS)
+    if not rows:
+        pytest.skip(f"no rows in {pareto.ROWS}")
+    lines = pareto_table.markdown(
+        pareto_table.summarize(rows, accuracy_table.read_rows(pareto.TIMES))
+    )
+    text = (measure.ROOT / "docs" / "results.md").read_text()
+    assert "<!-- table: pareto -->" in text
+    assert accuracy_table.fill_in(text, {"pareto": lines}) == text
