@@ -12,6 +12,8 @@ with a target is calibrated on training images, and evaluated at the threshold f
 images are used after a run's last epoch alone; `--validation` evaluates a fifth of the training
 images instead (and trains on the others), to choose settings with.
 
+The static networks learn from labels alone, also the smaller ones that paths are compared with.
+
 `--time` measures the finished runs at batch 1 and 128 on the test images, in turns with the static
 ResNet-56: on a quiet machine.
 """
@@ -34,7 +36,7 @@ from benchmarks.pareto_table import markdown, plot, summarize
 
 ROWS = ROOT / "benchmarks" / "results" / "pareto.jsonl"
 TIMES = ROOT / "benchmarks" / "results" / "pareto_times.jsonl"
-RECIPE, DATASET = "cifar10_resnet56_path", "cifar10"
+RECIPE, DATASET, EPOCHS = "cifar10_resnet56_path", "cifar10", 8
 
 # Network, wiring, target and number of seeds; those that decide come first.
 RUNS = (
@@ -113,7 +115,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--data-dir", help="folder with train/<class>/*.jpg and test/<class>/*.jpg")
     parser.add_argument("--weights", default="cifar_resnets.npz", help="published weights, .npz")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/pareto"))
     parser.add_argument("--rows", type=pathlib.Path, default=ROWS, help="JSON lines, one a run")
     parser.add_argument("--times", type=pathlib.Path, default=TIMES, help="likewise, of --time")
@@ -133,6 +135,8 @@ def parse_args(argv=None):
 def main(argv=None):
     """Trains or measures what is missing; shows the table."""
     args = parse_args(argv)
+    if args.document and (args.set or args.validation or args.only or args.epochs != EPOCHS):
+        sys.exit("benchmarks.pareto: --document is for all runs, without other settings")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         jobs = plan(
@@ -163,6 +167,9 @@ def _train_missing(jobs, args):
     images = images_file(args.workdir, DATASET)
     save_images(todo[0].recipe, args.data_dir, images)
     for part in _in_order(todo):
+        for job in [job for job in part if not _can_start(job)]:
+            print(f"left out, for it learns from no file: {job.recipe.distill_from}", flush=True)
+            part.remove(job)
         for row in run_jobs(part, images, args.rows, args.jobs):
             share = row.get("share_of_macs", 1.0)
             print(
@@ -171,6 +178,12 @@ def _train_missing(jobs, args):
                 f"{row['seconds']:.0f} s",
                 flush=True,
             )
+
+
+def _can_start(job):
+    """Whether what the run learns from is there: not so where that run has diverged."""
+    source = job.recipe.distill_from
+    return source is None or pathlib.Path(source).exists()
 
 
 def _in_order(jobs):
@@ -189,20 +202,23 @@ def _measure_missing(jobs, args):
         print(row, flush=True)
 
 
-def _show(jobs, args):
+def table_of(jobs, rows, times):
+    """`pareto_table.summarize` of the rows of these jobs, from the files `rows` and `times`."""
     wanted = {run_key(job.identity) for job in jobs}
-    rows, times = (
-        [row for row in read_rows(path) if run_key(row) in wanted]
-        for path in (args.rows, args.times)
+    return summarize(
+        *([row for row in read_rows(path) if run_key(row) in wanted] for path in (rows, times))
     )
-    table = summarize(rows, times)
+
+
+def _show(jobs, args):
+    table = table_of(jobs, args.rows, args.times)
     if not table:
-        print(f"No rows with these settings in {args.rows}")
+        print(f"No row of the static ResNet-56 with these settings in {args.rows}")
         return
     print("\n".join(markdown(table)))
     if args.plot:
         plot(table).savefig(args.plot, dpi=130)
-    if args.document and not args.set and not args.validation:
+    if args.document:
         text = args.document.read_text()
         args.document.write_text(fill_in(text, {"pareto": markdown(table)}))
 

@@ -85,20 +85,26 @@ class Budget:
 
     def __init__(self, model: keras.Model, target: float, weight: float) -> None:
         with model.distribute_strategy.scope():
-            self.current_target = keras.Variable(1.0, trainable=False, name="macs_target")
-            self.weight = keras.Variable(0.0, trainable=False, name="macs_weight")
-            self.floor = keras.Variable(0.0, trainable=False, name="floor")
-            self.share = keras.metrics.Mean(name="share_of_macs")
+            self.current_target, self.weight, self.floor = (
+                keras.Variable(0.0, trainable=False, autocast=False, name=name)
+                for name in ("macs_target", "macs_weight", "floor")
+            )
+            self.share = _MeanShare(name="share_of_macs")
         self.is_measuring = False
-        self.change(model, target, weight)
+        self.set_target(model, target)
+        self.set_weight(weight)
 
-    def change(self, model: keras.Model, target: float, weight: float) -> None:
-        """Sets target and weight, or raises as the constructor and leaves both as they were."""
+    def set_target(self, model: keras.Model, target: float) -> None:
+        """Sets the target, at once in force, without a floor; or raises as the constructor."""
         check_target(target)
-        check_weight(weight)
         check_reachable(model, target)
         self.target = float(target)
-        self.current_target.assign(self.target)
+        self.current_target.assign(target)
+        self.floor.assign(0.0)
+
+    def set_weight(self, weight: float) -> None:
+        """Sets the weight; or raises as the constructor."""
+        check_weight(weight)
         self.weight.assign(weight)
 
     @contextlib.contextmanager
@@ -115,6 +121,8 @@ class Budget:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, and the mean share of MACs of these images: two float32 scalars.
 
+        The loss is of the images of all replicas, the share of those of this one.
+
         Args:
             costs: of the model, at the size of the images.
             found: the images' adjacency.
@@ -125,14 +133,30 @@ class Budget:
             is_open = straight_through_mask(found[key], scales[key])
             total += tf.reduce_mean(graph.macs(is_open))
             taken.append(tf.reduce_mean(graph.is_on(is_open), axis=0)[1:])
-        share = (total + float(costs.elsewhere)) / float(costs.static)
+        share = mean = (total + float(costs.elsewhere)) / float(costs.static)
         rates = tf.concat(taken, axis=0)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
-            share, rates = context.all_reduce("MEAN", [share, rates])
-        loss = tf.square(share - self.current_target.value)
+            mean, rates = context.all_reduce("MEAN", [share, rates])
+        loss = tf.square(mean - self.current_target.value)
         missing = tf.nn.relu(self.floor.value - rates)
         return self.weight.value * (loss + tf.reduce_mean(tf.square(missing))), share
+
+
+class _MeanShare(keras.metrics.Mean):
+    """Of float32 under every policy: it is updated inside of a model's call, where Keras casts."""
+
+    def add_variable(self, shape, initializer, dtype=None, aggregation="sum", name=None):
+        return keras.Variable(
+            initializer,
+            shape=shape,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation=aggregation,
+            synchronization="on_read",
+            name=name,
+        )
 
 
 def straight_through_mask(matrix: tf.Tensor, edge_scale: float) -> tf.Tensor:

@@ -70,7 +70,8 @@ class BudgetSchedule(keras.callbacks.Callback):
         self._set(1.0)
 
     def _set(self, progress):
-        target = self.model.macs_target
+        # A budget that was taken away while `fit` runs leaves the noise to be moved.
+        target = 1.0 if self.model.macs_target is None else self.model.macs_target
         apply_pressure(self.model, Pressure.at(progress, target=target, **self._shape))
 
 

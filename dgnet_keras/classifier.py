@@ -93,7 +93,8 @@ class Classifier(GraphModel):
         self.backbone = backbone
         self.num_classes = num_classes
         self.dropout = dropout
-        self._set_budget(macs_target, macs_weight)
+        self.macs_weight = macs_weight
+        self.macs_target = macs_target
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -23,9 +23,9 @@ def two_kinds():
     return images
 
 
-def split(strategy, images):
-    """The images in equal parts, one for each replica."""
-    parts = np.split(images, strategy.num_replicas_in_sync)
+def split(strategy, images, first=None):
+    """The images in equal parts, one for each replica; or so many to the first of two."""
+    parts = np.split(images, strategy.num_replicas_in_sync if first is None else [first])
     return strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(parts[context.replica_id_in_sync_group])
     )

@@ -150,12 +150,55 @@ def test_it_can_be_changed_while_fit_runs():
             self.model.macs_target = [0.9, 0.5, None, 0.7][epoch]
             self.model.macs_weight = [1.0, 2.0, 3.0, 4.0][epoch]
 
-    history = model.fit(x, LABELS, epochs=4, verbose=0, callbacks=[Change()]).history
+    callbacks = [Change(), dg.BudgetSchedule()]
+    history = model.fit(x, LABELS, epochs=4, verbose=0, callbacks=callbacks).history
     assert len(history["loss"]) == 4
     assert float(model.budget.weight) == 4 and model.macs_target == 0.7
     with pytest.raises(ValueError, match="always run"):
         model.macs_target = 0.01
     assert (model.macs_target, float(model.budget.current_target)) == (0.7, pytest.approx(0.7))
+
+
+def test_what_a_schedule_left_goes_with_a_new_target_and_stays_with_a_new_weight():
+    model = tiny()
+    apply_pressure(model, Pressure(target=0.9, noise=1.0, floor=0.25))
+    model.macs_weight = 5.0
+    assert [float(v) for v in (model.budget.current_target, model.budget.floor)] == [
+        pytest.approx(0.9),
+        0.25,
+    ]
+    model.macs_target = 0.7
+    assert [float(v) for v in (model.budget.current_target, model.budget.floor)] == [
+        pytest.approx(0.7),
+        0.0,
+    ]
+
+
+def test_it_reaches_a_model_with_preprocessing_that_has_been_trained():
+    model = tiny(macs_target=None)
+    whole = compiled(model.with_preprocessing())
+    x = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), "uint8")
+    before = whole.evaluate(x, LABELS, verbose=0)
+    whole.fit(x, LABELS, verbose=0)
+    model.macs_target, model.macs_weight = 0.6, 1e5
+    (loss,) = whole.fit(x, LABELS, verbose=0).history["loss"]
+    assert loss > 1000 > before
+    model.macs_target = None
+    (loss,) = whole.fit(x, LABELS, verbose=0).history["loss"]
+    assert loss < 1000
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_it_is_float32_under_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    model = compiled(tiny(macs_weight=100.0))
+    x = images(600)
+    labels = np.arange(600) % 3
+    found = model.evaluate(x, labels, batch_size=2, verbose=0, return_dict=True)
+    expected = shares(model, x).mean()  # bfloat16 cannot count beyond 256
+    np.testing.assert_allclose(found["share_of_macs"], expected, rtol=1e-5)
+    history = model.fit(x[:64], labels[:64], batch_size=32, verbose=0).history
+    assert np.isfinite(history["loss"][0])
 
 
 def test_a_threshold_can_be_set_while_fit_runs():

@@ -162,11 +162,17 @@ def test_a_budget_is_a_loss_of_training():
     images = catalog.images(4, 64)
     model(images, training=False)
     assert model.losses == []
-    model(images, training=True)
     # Every block is taken at the start, so the share is that of the static network and routers.
     counted = dg.count_macs(backbone)
     static = counted["macs"] - counted["by_kind"]["router"]
-    np.testing.assert_allclose(model.losses, [3 * (counted["macs"] / static - 0.9) ** 2], rtol=1e-4)
+    with tf.GradientTape() as tape:
+        model(images, training=True)
+        (loss,) = model.losses
+    np.testing.assert_allclose(loss, 3 * (counted["macs"] / static - 0.9) ** 2, rtol=1e-4)
+    by_path = layer.variables_by_path
+    gradients = zip(by_path, tape.gradient(loss, list(by_path.values())), strict=True)
+    reached = {path for path, gradient in gradients if gradient is not None and np.any(gradient)}
+    assert len(reached) == 4 and all(map(convert.is_wiring_weight, reached))
     again = detection.GardenBackbone.from_config(layer.get_config())
     assert (again.backbone.macs_target, again.backbone.macs_weight) == (0.9, 3.0)
     layer.trainable = False

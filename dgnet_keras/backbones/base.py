@@ -167,7 +167,8 @@ class Backbone(GraphModel):
         )
         self.seed = seed
         self._layer_options = input_shape, dtype
-        self._set_budget(macs_target, macs_weight)
+        self.macs_weight = macs_weight
+        self.macs_target = macs_target
 
     def _part(self, name, spec, features, made):
         """Runs `stem` or `head` on symbolic features, with the changes of its layers."""

@@ -91,7 +91,16 @@ class GraphModel(keras.Model):
 
     @macs_target.setter
     def macs_target(self, value: float | None) -> None:
-        self._set_budget(value, self.macs_weight)
+        if self.budget is not None and value is not None:
+            self.budget.set_target(self, value)
+            return
+        self._set("budget", None if value is None else Budget(self, value, self.macs_weight))
+        if self.budget is not None:
+            both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
+            # As a function: Keras would save the layers by the name of a model's attribute.
+            self._set("_with_adjacency", lambda *args, **kwargs: both(*args, **kwargs))
+        for model in {model for stage in stages_of(self) for model in stage.models}:
+            trace_anew(model)
 
     @property
     def macs_weight(self) -> float:
@@ -100,21 +109,10 @@ class GraphModel(keras.Model):
 
     @macs_weight.setter
     def macs_weight(self, value: float) -> None:
-        self._set_budget(self.macs_target, value)
-
-    def _set_budget(self, target, weight):
-        check_weight(weight)
-        if self.budget is not None and target is not None:
-            self.budget.change(self, target, weight)
-            self._set("_macs_weight", weight)
-            return
-        self._set("budget", None if target is None else Budget(self, target, weight))
-        self._set("_macs_weight", weight)
+        check_weight(value)
+        self._set("_macs_weight", value)
         if self.budget is not None:
-            both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
-            # As a function: Keras would save the layers by the name of a model's attribute.
-            self._set("_with_adjacency", lambda *args, **kwargs: both(*args, **kwargs))
-        trace_anew(self)
+            self.budget.set_weight(value)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -92,13 +92,28 @@ def test_differences_are_paired_and_shares_are_of_the_static_resnet56():
     assert pareto_table.summarize(rows[1:]) == []
 
 
-def test_the_document_is_that_of_the_committed_rows():
-    rows = accuracy_table.read_rows(pareto.ROWS)
-    if not rows:
+def test_rows_of_other_settings_are_left_out(tmp_path):
+    jobs = pareto.plan("a.npz", pareto.EPOCHS, workdir=tmp_path)
+    other = pareto.plan("a.npz", pareto.EPOCHS, validation=True, workdir=tmp_path)
+    for job, accuracy in ((jobs[0], 0.9), (other[0], 0.5)):
+        row = {**job.identity, "test_accuracy": accuracy, "macs": 100}
+        accuracy_table.append_row(tmp_path / "rows.jsonl", row)
+    (found,) = pareto.table_of(jobs, tmp_path / "rows.jsonl", tmp_path / "none.jsonl")
+    assert (found["accuracy"], found["seeds"]) == (90.0, 1)
+    with pytest.raises(SystemExit, match="--document is for all runs"):
+        pareto.main(["--table", "--validation", "--document", str(tmp_path / "results.md")])
+
+
+def test_a_run_is_left_out_where_what_it_learns_from_is_not_there(tmp_path):
+    jobs = pareto.plan("a.npz", 8, workdir=tmp_path)
+    assert {job.recipe.wiring for job in jobs if pareto._can_start(job)} == {"chain"}
+
+
+def test_the_document_is_that_of_the_committed_rows(tmp_path):
+    if not pareto.ROWS.exists():
         pytest.skip(f"no rows in {pareto.ROWS}")
-    lines = pareto_table.markdown(
-        pareto_table.summarize(rows, accuracy_table.read_rows(pareto.TIMES))
-    )
+    jobs = pareto.plan("cifar_resnets.npz", pareto.EPOCHS, workdir=tmp_path)
+    lines = pareto_table.markdown(pareto.table_of(jobs, pareto.ROWS, pareto.TIMES))
     text = (measure.ROOT / "docs" / "results.md").read_text()
     assert "<!-- table: pareto -->" in text
     assert accuracy_table.fill_in(text, {"pareto": lines}) == text

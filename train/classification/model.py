@@ -44,9 +44,11 @@ def create_model(recipe, num_classes):
 def create_teacher(recipe, num_classes):
     """The trained static network that the recipe's model learns from, or None if from none.
 
+    A warning says so where the weights are those of another wiring.
+
     Raises:
         FileNotFoundError: if there is nothing at `distill_from`.
-        ValueError: if what is there is no such network of as many classes.
+        ValueError: if what is there is of another architecture or number of classes.
     """
     if recipe.distill_from is None:
         return None

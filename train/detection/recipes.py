@@ -125,6 +125,11 @@ class DetectionRecipe(BudgetedRecipe):
                 "`scale_range` must be [least, greatest], positive and finite. "
                 f"Received: {shown(self.scale_range)}"
             )
+        if self.freeze_backbone and self.macs_target is not None:
+            raise ValueError(
+                "`macs_target` is a loss of the backbone, which `freeze_backbone` keeps as it is. "
+                f"Received: macs_target={self.macs_target}, freeze_backbone=true"
+            )
         if list(self.decay_epochs) != sorted(set(self.decay_epochs)):
             raise ValueError(f"`decay_epochs` must rise. Received: {shown(self.decay_epochs)}")
 

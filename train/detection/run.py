@@ -9,7 +9,6 @@ import tensorflow as tf
 import tf_keras
 from official.modeling import performance
 
-from dgnet_keras.budget import noise_states
 from train.detection import garden
 from train.detection.data import load_data
 from train.detection.evaluator import Evaluator
@@ -161,8 +160,6 @@ class DetectionRun(Run):
         self.evaluator = self.trainer
         self.global_step = self.trainer.global_step
         self.trainer.checkpoint.train_seconds = self.train_seconds
-        for name, state in noise_states(self.backbone.backbone).items():
-            setattr(self.trainer.checkpoint, f"noise_{name}", state)
         statistics = [
             variable
             for path, variable in self.backbone.variables_by_path.items()

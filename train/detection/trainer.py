@@ -46,7 +46,8 @@ class Trainer(base_trainer.Trainer):
         """One update from one global batch."""
         if self._budget is not None:
             progress = tf.cast(self.global_step, tf.float32) / self.total_steps
-            apply_pressure(self._backbone, Pressure.at(progress, **self.schedule))
+            schedule = {**self.schedule, "target": self._budget.target}
+            apply_pressure(self._backbone, Pressure.at(progress, **schedule))
         with self._measuring():
             super().train_step(iterator)
 

@@ -57,7 +57,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_noise_it_would_have_had(path, s
         assert again[key] == results[key]
 
 
-def test_a_network_to_learn_from_has_the_same_classes_and_is_static(static, path):
+def test_a_network_to_learn_from_has_the_same_classes_and_one_with_edges_is_named(static, path):
     recipe, folder, _ = path
     with pytest.raises(ValueError, match="distill_from must be a network of 7 classes"):
         create_teacher(dataclasses.replace(recipe, distill_from=str(static)), 7)

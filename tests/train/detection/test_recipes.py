@@ -34,6 +34,12 @@ def test_mistakes_in_a_recipe_are_named(item, message):
     assert message in str(error.value)
 
 
+def test_a_budget_of_a_frozen_backbone_is_refused():
+    line = ["--config", "coco_tiny_retinanet", "--workdir", "x", "--set", "freeze_backbone=true"]
+    with pytest.raises(SystemExit, match="`macs_target` is a loss of the backbone"):
+        coco.main([*line, "--set", "wiring=path", "--set", "macs_target=0.6"])
+
+
 def test_data_that_do_not_exist_are_named():
     line = ["--config", "coco_tiny_retinanet", "--workdir", "x", "--data-dir", "/nowhere"]
     with pytest.raises(SystemExit, match="--data-dir /nowhere does not exist"):
