@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -146,7 +146,15 @@ class Budget:
 class _MeanShare(keras.metrics.Mean):
     """Of float32 under every policy: it is updated inside of a model's call, where Keras casts."""
 
-    def add_variable(self, shape, initializer, dtype=None, aggregation="sum", name=None):
+    def add_variable(
+        self,
+        shape: Any,
+        initializer: Any,
+        dtype: Any = None,
+        aggregation: str = "sum",
+        name: str | None = None,
+    ) -> keras.Variable:
+        """As `keras.Metric.add_variable`, without casts."""
         return keras.Variable(
             initializer,
             shape=shape,
