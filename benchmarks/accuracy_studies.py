@@ -42,12 +42,12 @@ class Study:
 STUDIES = {
     "cifar10": Study("cifar10", "cifar10_resnet20_fast"),
     "digits": Study("digits", "digits_resnet20"),
-    # Twice and a half the blocks of each stage. As far as time allows: fewer seeds.
+    # Three times the blocks of each stage, from scratch: is it the router that helps, or any graph?
     "cifar10_deep": Study(
         "cifar10",
         "cifar10_resnet20_fast",
-        ("model=resnet56_cifar",),
-        {"dynamic": 3, "chain": 3, "learned": 3},
+        ("model=resnet56_cifar", "epochs=5"),
+        {"dynamic": 3, "chain": 3, "learned": 3, "complete": 3},
     ),
     # From the finished chain runs of `cifar10`, five epochs more: as they were, or as graphs that
     # start out as exactly that chain.

@@ -4,39 +4,42 @@ Multiply-adds and times are over those of the static ResNet-56.
 """
 
 BASE = "resnet56_cifar"
-SMALLER = ("resnet32_cifar", "chain", None)
+SMALLER = ("resnet32_cifar", "chain", None, None)
+TAUGHT = (*SMALLER[:3], BASE)
 
 
 def summarize(rows, times=()):
     """A table of the rows of one schedule.
 
     Args:
-        rows: of `benchmarks.pareto`, that agree in all but network, wiring, target and seed.
+        rows: of `benchmarks.pareto`, that agree in all but network, wiring, target, teacher and
+            seed.
         times: rows of its `--time`.
 
     Returns:
-        List of dicts, one a network, wiring and target, the most multiply-adds first: `key`, these
-        three; `seeds`; `accuracy` (mean) and `std`, in percent; `share` (mean); `paths`, distinct
-        ones (mean), None of static networks; `time`, dict of batch to the median over seeds;
-        `curve`, list of (share, accuracy) of the first seed; `minus`, dict of `"smaller"` (static
-        ResNet-32) and `"control"` (`learned_path` of the same network and target) to (seeds in
-        common, mean, half-width of the 95 % t interval) of the paired difference, in percentage
-        points. Empty without a row of the static ResNet-56.
+        List of dicts, one a network, wiring, target and teacher, the most multiply-adds first:
+        `key`, these four; `seeds`; `accuracy` (mean) and `std`, in percent; `share` (mean);
+        `paths`, distinct ones (mean), None of static networks; `time`, dict of batch to the median
+        over seeds; `curve`, list of (share, accuracy) of the first seed; `minus`, dict of
+        `"smaller"` (static ResNet-32), `"taught"` (the same, distilled from the static ResNet-56)
+        and `"control"` (`learned_path` of the same network and target) to (seeds in common, mean,
+        half-width of the 95 % t interval) of the paired difference, in percentage points. Empty
+        without a row of the static ResNet-56.
     """
     groups = {}
     for row in rows:
-        key = (row["model"], row["wiring"], row["macs_target"])
-        groups.setdefault(key, {})[row["seed"]] = row
+        groups.setdefault(_key(row), {})[row["seed"]] = row
     base = next((row["macs"] for row in rows if _is_static(row) and row["model"] == BASE), None)
     if base is None:
         return []
     table = []
     for key, by_seed in groups.items():
-        model, wiring, target = key
+        model, wiring, target, teacher = key
         accuracy = [100 * row["test_accuracy"] for row in by_seed.values()]
         static = next(iter(by_seed.values())).get("static_macs")
         first = by_seed[min(by_seed)]
-        references = {"smaller": SMALLER, "control": (model, "learned_path", target)}
+        control = (model, "learned_path", target, teacher)
+        references = {"smaller": SMALLER, "taught": TAUGHT, "control": control}
         table.append(
             {
                 "key": key,
@@ -63,7 +66,7 @@ def summarize(rows, times=()):
 
 
 def _key(row):
-    return row["model"], row["wiring"], row["macs_target"]
+    return row["model"], row["wiring"], row["macs_target"], row["teacher"]
 
 
 def _is_static(row):
@@ -109,22 +112,24 @@ def _paired(by_seed, others):
 def markdown(table):
     """The lines of a Markdown table of `summarize`."""
     lines = [
-        "| network | wiring | target | seeds | accuracy, % | multiply-adds | distinct paths "
-        "| minus static ResNet-32 | minus `learned_path` | time, batch 1 | time, batch 128 |",
-        f"|{'---|' * 11}",
+        "| network | wiring | learns from | target | seeds | accuracy, % | multiply-adds "
+        "| distinct paths | minus static ResNet-32 | minus the same, distilled "
+        "| minus `learned_path` | time, batch 1 | time, batch 128 |",
+        f"|{'---|' * 13}",
     ]
     for row in table:
-        model, wiring, target = row["key"]
+        model, wiring, target, teacher = row["key"]
         spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
         cells = [
             f"`{model}`",
             f"`{wiring}`",
+            "labels" if teacher is None else f"`{teacher}` too",
             "" if target is None else str(target),
             str(row["seeds"]),
             f"{row['accuracy']:.2f}{spread}",
             f"{row['share']:.3f}",
             "" if row["paths"] is None else f"{row['paths']:.0f}",
-            *(_difference(row["minus"].get(name)) for name in ("smaller", "control")),
+            *(_difference(row["minus"].get(name)) for name in ("smaller", "taught", "control")),
             *(f"{row['time'][batch]:.2f}" if row["time"] else "" for batch in ("1", "128")),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,13 +1,22 @@
+import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import accuracy_studies, accuracy_table, measure, pareto, pareto_table
+from benchmarks import (
+    accuracy_studies,
+    accuracy_table,
+    measure,
+    pareto,
+    pareto_images,
+    pareto_table,
+)
 from train.classification.model import create_model
 
 RUNS = (
-    ("resnet56_cifar", "chain", None, 2),
-    ("resnet32_cifar", "chain", None, 1),
-    ("resnet56_cifar", "path", 0.8, 1),
+    pareto.Run("resnet56_cifar", "chain", None, 2, None),
+    pareto.Run("resnet32_cifar", "chain", None, 1, None),
+    pareto.Run("resnet56_cifar", "path", 0.8, 1, "resnet56_cifar"),
+    pareto.Run("resnet32_cifar", "chain", None, 1, "resnet56_cifar"),
 )
 TINY = (
     "dataset=digits",
@@ -24,9 +33,10 @@ def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pareto, "RUNS", RUNS)
     weights = tmp_path / "published.weights.h5"
     jobs = pareto.plan(weights, 1, overrides=TINY, workdir=tmp_path / "runs")
-    assert len(jobs) == 4
+    assert len(jobs) == 5
     create_model(jobs[0].recipe, 10).save_weights(weights)
     files = {"rows": tmp_path / "rows.jsonl", "times": tmp_path / "times.jsonl"}
+    files["found"] = tmp_path / "found.jsonl"
     command = ["--weights", str(weights), "--epochs", "1", "--workdir", str(tmp_path / "runs")]
     command += [part for item in TINY for part in ("--set", item)]
     command += [part for name, file in files.items() for part in (f"--{name}", str(file))]
@@ -41,9 +51,17 @@ def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     pareto.main([*command, "--only", "3", "--time", "--plot", str(tmp_path / "plot.png")])
     assert {"1", "128"} == set(accuracy_table.read_rows(files["times"])[0]["time"])
     assert accuracy_table.read_rows(files["rows"]) == rows
-    assert "| `resnet56_cifar` | `path` | 0.8 | 1 |" in capsys.readouterr().out
-    with Image.open(tmp_path / "plot.png") as plot:
-        assert plot.format == "PNG"
+    pareto.main([*command, "--only", "3", "--images", "--picture", str(tmp_path / "images.png")])
+    (found,) = accuracy_table.read_rows(files["found"])
+    assert found["accuracy"]["own"] == [pytest.approx(path["test_accuracy"])]
+    assert found["share_of_macs"] == pytest.approx(path["share_of_macs"])
+    assert len(found["accuracy"]["other_class"]) == len(found["changed"]["other_image"]) == 5
+    assert (
+        "| `resnet56_cifar` | `path` | `resnet56_cifar` too | 0.8 | 1 |" in capsys.readouterr().out
+    )
+    for name in ("plot.png", "images.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
     pareto.main([*command, "--only", "3"])
     assert "3 runs, 0 to do" in capsys.readouterr().out
 
@@ -57,13 +75,15 @@ def test_what_a_run_learns_from_comes_before_it_wherever_it_lies(tmp_path):
     for part in pareto._in_order(jobs):
         for job in part:
             source = job.recipe.distill_from
-            assert (source is None) == (job.recipe.wiring == "chain")
+            assert (source is None) == (job.identity["teacher"] is None)
+            assert source is not None or job.recipe.wiring == "chain"
             assert source is None or source in seen
         seen |= {str(job.workdir / accuracy_studies.WEIGHTS) for job in part}
 
 
-def row(model, wiring, target, seed, accuracy, **fields):
+def row(model, wiring, target, seed, accuracy, teacher=None, **fields):
     identity = {"model": model, "wiring": wiring, "macs_target": target, "seed": seed}
+    identity["teacher"] = teacher or (None if target is None else model)
     return {**identity, "test_accuracy": accuracy, "macs": 100, **fields}
 
 
@@ -73,20 +93,22 @@ def test_differences_are_paired_and_shares_are_of_the_static_resnet56():
         row("resnet56_cifar", "chain", None, 0, 0.90),
         row("resnet32_cifar", "chain", None, 0, 0.87, macs=55),
         row("resnet32_cifar", "chain", None, 1, 0.88, macs=55),
+        row("resnet32_cifar", "chain", None, 1, 0.89, "resnet56_cifar", macs=55),
         row("resnet56_cifar", "path", 0.5, 0, 0.88, **budget),
         row("resnet56_cifar", "path", 0.5, 1, 0.895, **budget),
         row("resnet56_cifar", "learned_path", 0.5, 1, 0.86, **budget),
     ]
     times = [{**r, "time": {"1": 0.5 + 0.1 * r["seed"], "128": 0.4}} for r in rows if r["seed"]]
     table = {r["key"]: r for r in pareto_table.summarize(rows, times)}
-    assert [r["share"] for r in table.values()] == [1.0, 0.55, 0.5, 0.5]
-    paths = table["resnet56_cifar", "path", 0.5]
+    assert [r["share"] for r in table.values()] == [1.0, 0.55, 0.55, 0.5, 0.5]
+    paths = table["resnet56_cifar", "path", 0.5, "resnet56_cifar"]
     count, mean, half = paths["minus"]["smaller"]
     assert (count, mean) == (2, pytest.approx(1.25))
     assert half == pytest.approx(12.706 * 0.25, rel=1e-3)
+    assert paths["minus"]["taught"] == (1, pytest.approx(0.5), None)
     assert paths["minus"]["control"] == (1, pytest.approx(3.5), None)
     assert paths["time"] == {"1": 0.6, "128": 0.4}
-    assert "| +1.25 [-1.93, +4.43] (2) | +3.50 (1) | 0.60 | 0.40 |" in "\n".join(
+    assert "| +1.25 [-1.93, +4.43] (2) | +0.50 (1) | +3.50 (1) | 0.60 | 0.40 |" in "\n".join(
         pareto_table.markdown(list(table.values()))
     )
     assert pareto_table.summarize(rows[1:]) == []
@@ -98,7 +120,8 @@ def test_rows_of_other_settings_are_left_out(tmp_path):
     for job, accuracy in ((jobs[0], 0.9), (other[0], 0.5)):
         row = {**job.identity, "test_accuracy": accuracy, "macs": 100}
         accuracy_table.append_row(tmp_path / "rows.jsonl", row)
-    (found,) = pareto.table_of(jobs, tmp_path / "rows.jsonl", tmp_path / "none.jsonl")
+    none = tmp_path / "none.jsonl"
+    (found,) = pareto.tables_of(jobs, tmp_path / "rows.jsonl", none, none)[1]
     assert (found["accuracy"], found["seeds"]) == (90.0, 1)
     with pytest.raises(SystemExit, match="--document is for all runs"):
         pareto.main(["--table", "--validation", "--document", str(tmp_path / "results.md")])
@@ -113,7 +136,39 @@ def test_the_document_is_that_of_the_committed_rows(tmp_path):
     if not pareto.ROWS.exists():
         pytest.skip(f"no rows in {pareto.ROWS}")
     jobs = pareto.plan("cifar_resnets.npz", pareto.EPOCHS, workdir=tmp_path)
-    lines = pareto_table.markdown(pareto.table_of(jobs, pareto.ROWS, pareto.TIMES))
+    tables, _ = pareto.tables_of(jobs, pareto.ROWS, pareto.TIMES, pareto.FOUND)
     text = (measure.ROOT / "docs" / "results.md").read_text()
-    assert "<!-- table: pareto -->" in text
-    assert accuracy_table.fill_in(text, {"pareto": lines}) == text
+    for name in tables:
+        assert f"<!-- table: {name} -->" in text
+    assert accuracy_table.fill_in(text, tables) == text
+
+
+def test_paths_are_swapped_between_classes():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3), [6, 4, 2]))
+    order = pareto_images.of_another_class(labels, np.random.default_rng(1))
+    assert sorted(order) == list(range(12))
+    assert (labels[order] != labels).all()
+    with pytest.raises(ValueError, match=r"more than half of the images\. Received: 6 of 9"):
+        pareto_images.of_another_class(np.repeat([0, 1], [6, 3]), np.random.default_rng(1))
+
+
+def test_what_a_share_says_of_an_image():
+    labels = np.array([0, 0, 1, 1])
+    logits = np.array([[9.0, 0], [1, 0], [0, 0.5], [0.2, 0]])  # ever more in doubt, the last wrong
+    shares = np.array([0.3, 0.4, 0.5, 0.9])
+    found = pareto_images.doubt_figures(shares, logits, labels)
+    assert found["loss"] == pytest.approx(1)
+    assert found["error"] == pytest.approx(0.7746, abs=1e-4)
+    assert pareto_images.doubt_figures(np.ones(4), logits, labels)["loss"] is None
+    parts = pareto_images.quarters(np.arange(8) / 8, {"own": np.arange(8) < 3})
+    assert [part["own"] for part in parts] == [1, 0.5, 0, 0]
+    assert parts[0]["share"] == 1 / 16
+
+
+def test_the_part_of_the_variance_between_classes():
+    labels = np.repeat([0, 1], 50)
+    decided = labels[:, None] == [0, 1]
+    assert pareto_images.between_classes(decided, labels) == pytest.approx(1)
+    noise = np.tile([[0.0], [1.0]], (50, 1))
+    assert pareto_images.between_classes(noise, labels) == pytest.approx(0)
+    assert pareto_images.between_classes(np.ones((100, 2)), labels) is None

@@ -53,6 +53,8 @@ def create_teacher(recipe, num_classes):
     if recipe.distill_from is None:
         return None
     chain = dataclasses.replace(recipe, wiring="chain", macs_target=None)
+    if recipe.distill_model is not None:
+        chain = dataclasses.replace(chain, model=recipe.distill_model, model_overrides={})
     teacher = create_model(chain, num_classes)
     loaded = load_initial_weights(teacher, recipe.distill_from, "distill_from")
     missing = {variable.path for variable in teacher.weights} - set(loaded)

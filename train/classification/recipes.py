@@ -65,8 +65,10 @@ class Recipe(BudgetedRecipe):
         freeze_routers_epochs: first epochs in which routers, edge logits and thresholds do.
         router_clip_norm: global norm that the gradients of routers, edge logits and thresholds are
             clipped to; None does not clip.
-        distill_from: a static network to learn from besides the labels, or None: of the same
-            variant with `wiring="chain"`; anything that `--init-from` takes.
+        distill_from: a static network to learn from besides the labels, or None: anything that
+            `--init-from` takes.
+        distill_model: that network's variant, of `wiring="chain"`; None means that of `model`,
+            with its `model_overrides`.
         distill_weight: of its part of the loss, the divergence (Kullback-Leibler) of the model's
             probabilities from that network's, times the temperature's square.
         distill_temperature: that both networks' logits are divided by for it.
@@ -124,6 +126,7 @@ class Recipe(BudgetedRecipe):
     freeze_routers_epochs: Whole = 0
     router_clip_norm: ClipNorm = None
     distill_from: str | None = None
+    distill_model: str | None = None
     distill_weight: Amount = 1.0
     distill_temperature: typing.Annotated[float, Interval("(0, inf)")] = 1.0
     label_smoothing: Share = 0.0
@@ -156,6 +159,11 @@ class Recipe(BudgetedRecipe):
                 f"Received: {shown(self.dataset)}"
             )
         check_statistics(self.mean, self.std, self.input_shape[-1])
+        if self.distill_model is not None and self.distill_from is None:
+            raise ValueError(
+                "`distill_model` is the variant of what lies at `distill_from`. "
+                f"Received: distill_model={shown(self.distill_model)}, distill_from=null"
+            )
         if self.deterministic and self.rand_augment_layers:
             raise ValueError(
                 "keras-cv's RandAugment does not repeat bit for bit: with `deterministic` set "

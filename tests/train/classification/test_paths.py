@@ -4,10 +4,11 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from train_helpers import TINY
 
-from train.classification.model import create_teacher
+from train.classification.model import create_model, create_teacher
 from train.classification.recipes import get_recipe
 from train.classification.run import train
 
@@ -63,3 +64,16 @@ def test_a_network_to_learn_from_has_the_same_classes_and_one_with_edges_is_name
         create_teacher(dataclasses.replace(recipe, distill_from=str(static)), 7)
     with pytest.warns(UserWarning, match=r"another network.*wiring path \(here chain\)"):
         create_teacher(dataclasses.replace(recipe, distill_from=str(folder)), 10)
+
+
+def test_a_network_to_learn_from_may_be_of_another_variant(tmp_path):
+    larger = get_recipe("digits_resnet20", ["wiring=chain", "input_shape=[8,8,3]"])
+    network, file = create_model(larger, 10), tmp_path / "larger.weights.h5"
+    network.save_weights(file)
+    settings = [*TINY, "wiring=chain", "macs_target=null", f"distill_from={file}"]
+    own = get_recipe("digits_resnet20_path", settings)
+    teacher = create_teacher(dataclasses.replace(own, distill_model="resnet20_cifar"), 10)
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(teacher(images), network(images))
+    with pytest.raises(ValueError, match="`distill_model` is the variant of what lies at"):
+        get_recipe("digits_resnet20_path", [*TINY, "distill_model=resnet20_cifar"])
