@@ -248,9 +248,7 @@ def _measure_images(jobs, args):
         append_row(args.found, {**job.identity, **figures})
         print(figures, flush=True)
         if args.picture:
-            images, shares, labels, names = shown
-            figure = plot_cheap_and_dear(images, shares, labels, class_names=names, count=10)
-            figure.savefig(args.picture, dpi=130)
+            plot_cheap_and_dear(**shown, count=10).savefig(args.picture, dpi=130)
 
 
 def _unmeasured(jobs, path):

@@ -136,8 +136,8 @@ def measure_images(job, images):
         images: file of `benchmarks.accuracy_runs.save_images`.
 
     Returns:
-        Dict of the module's figures; and what `plot_cheap_and_dear` takes:
-        images, shares, labels and the names of the classes.
+        Dict of the module's figures; and the keyword arguments of
+        `plot_cheap_and_dear`.
     """
     import numpy as np
 
@@ -189,7 +189,13 @@ def measure_images(job, images):
         },
         "connectivity": dg.connectivity.path_diversity(adjacency, labels),
     }
-    return figures, (data.test.images, shares, labels, data.class_names)
+    return figures, {
+        "images": data.test.images,
+        "shares": shares,
+        "labels": labels,
+        "adjacency": adjacency,
+        "class_names": data.class_names,
+    }
 
 
 def table(rows):

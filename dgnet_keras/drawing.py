@@ -55,6 +55,17 @@ def draw_image(axis: Axes, image: ArrayLike, title: str, **font: Any) -> None:
         axis.set_title(title, fontsize=8, **font)
 
 
+def draw_blocks(axis: Axes, stages: Sequence[np.ndarray]) -> None:
+    """Draws a row of boxes for each stage, bool (blocks,): full where a block is used."""
+    for row, used in enumerate(stages):
+        colors = [f"C{row % 10}" if full else "none" for full in used]
+        axis.bar(
+            range(len(used)), 0.7, 0.8, row, color=colors, edgecolor=f"C{row % 10}", linewidth=0.4
+        )
+    axis.set(xlim=(-0.5, max(map(len, stages)) - 0.5), ylim=(len(stages), -0.3))
+    axis.axis("off")
+
+
 def _possible(size):
     return np.triu(np.ones((size, size), bool), k=1)
 

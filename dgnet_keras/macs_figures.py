@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dgnet_keras import drawing
-from dgnet_keras.connectivity import check_labels
+from dgnet_keras.connectivity import check_adjacency_batch, check_labels, used_nodes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,15 +68,20 @@ def plot_cheap_and_dear(
     shares: ArrayLike,
     labels: ArrayLike | None = None,
     *,
+    adjacency: Mapping[str, ArrayLike] | None = None,
     class_names: Sequence[str] | None = None,
     count: int = 8,
 ) -> Figure:
     """The images that compute least, and under them those that compute most, with their shares.
 
+    With their adjacency each image has its path under it: a row of boxes for each stage, a box for
+    each block, full where the block is on the image's way to the output.
+
     Args:
         images: pixels, (images, height, width, channels), uint8 or floats of 0 to 1.
         shares: multiply-adds of each image over the static twin's, (images,).
         labels: class of each image, int (images,), or None.
+        adjacency: dict of stage name to array (images, N + 1, N + 1), see `dgnet_keras.adjacency`.
         class_names: names of the classes by index; None means the indices.
         count: images of a row.
 
@@ -84,7 +89,7 @@ def plot_cheap_and_dear(
         A matplotlib `Figure`.
 
     Raises:
-        ValueError: if there are no images, or not one share and label an image.
+        ValueError: if there are no images, or not one share, label and adjacency an image.
     """
     images, shares = np.asarray(images), np.asarray(shares, "float64")
     if images.ndim != 4 or not len(images) or shares.shape != images.shape[:1]:
@@ -94,17 +99,34 @@ def plot_cheap_and_dear(
         )
     if labels is not None:
         labels = check_labels(labels, len(shares), class_names)
+    stages = _used_blocks(adjacency, len(shares))
     order = np.argsort(shares, kind="stable")
     count = min(count, len(order))
-    figure = drawing.new_figure(1.1 * count + 0.6, 3.4)
-    axes = figure.subplots(2, count, squeeze=False)
-    for row, which in zip(axes, (order[:count], order[::-1][:count]), strict=True):
-        for axis, i in zip(row, which, strict=True):
+    rows = order[:count], order[::-1][:count]
+    heights = (1, 0.14 * len(stages)) if stages else (1,)
+    figure = drawing.new_figure(max(1.1 * count + 0.6, 3.6), 0.8 + 2.6 + 1.9 * sum(heights[1:]))
+    grid = figure.subplots(
+        2 * len(heights), count, squeeze=False, gridspec_kw={"height_ratios": 2 * heights}
+    )
+    for k, text in enumerate(("fewest", "most")):
+        pictures, *strips = grid[k * len(heights) : (k + 1) * len(heights)]
+        pictures[0].set_ylabel(f"{text}\nMACs", fontsize=8)
+        for axis, i in zip(pictures, rows[k], strict=True):
             title = f"{shares[i]:.0%}"
             if labels is not None:
                 title = f"{drawing.name_of(class_names, labels[i])}: {title}"
             drawing.draw_image(axis, images[i], title)
-    for row, text in zip(axes, ("fewest", "most"), strict=True):
-        row[0].set_ylabel(f"{text}\nMACs", fontsize=8)
+        for strip in strips:
+            for axis, i in zip(strip, rows[k], strict=True):
+                drawing.draw_blocks(axis, [used[i] for used in stages])
     figure.suptitle("Share of the static network's multiply-adds", fontsize=10)
     return figure
+
+
+def _used_blocks(adjacency, images):
+    """Of each stage, bool (images, N): which blocks are on an image's way to the output."""
+    if adjacency is None:
+        return []
+    if (found := check_adjacency_batch(dict(adjacency))) != images:
+        raise ValueError(f"Expected the adjacency of {images} images. Received: of {found}")
+    return [used_nodes(np.asarray(matrix) > 0)[:, :-1] for matrix in adjacency.values()]

@@ -106,6 +106,21 @@ def test_macs_are_a_share_of_the_whole_graph():
     assert [bar.get_height() for bar in bars] == [1, 2]
 
 
+def test_cheap_images_come_first_each_with_the_blocks_on_its_way(pictures):
+    edges = np.zeros((6, 4, 4), "float32")
+    edges[:, 0, 1] = edges[:, 1, 3] = 1  # past block 2
+    edges[4, 1, 2] = edges[4, 2, 3] = 1
+    figure = visualize.plot_cheap_and_dear(
+        pictures, [0.5, 0.4, 0.3, 0.2, 1, 0.6], adjacency={"stage1": edges}, count=2
+    )
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["20%", "30%", "100%", "60%"]
+    np.testing.assert_array_equal(heat_maps(figure)[2], pictures[4])
+    strips = [axis.patches for axis in figure.axes if axis.patches]
+    full = [[bar.get_facecolor()[3] > 0 for bar in strip] for strip in strips]
+    assert full == [[True, True, False]] * 2 + [[True, True, True], [True, True, False]]
+
+
 def test_notebooks_show_figures_without_pyplot(adjacency, pictures):
     """IPython itself knows nothing of matplotlib, until pyplot is used in it."""
     for figure in (
@@ -139,6 +154,9 @@ def seen(figure):
             adjacency, gray, titles=list("abcdef")
         ),
         lambda *_: visualize.plot_macs([1, 2, 3], 4, [0, 0, 1]),
+        lambda adjacency, gray: visualize.plot_cheap_and_dear(
+            gray, [0.5, 1, 0.2, 0.3, 0.4, 0.6], adjacency=adjacency, count=2
+        ),
     ],
 )
 def test_every_panel_shows_something_and_nothing_is_cut_off(adjacency, pictures, plot):
@@ -166,6 +184,8 @@ def test_bad_input_is_named(adjacency, pictures):
         visualize.plot_graph(adjacency, -1)
     with pytest.raises(ValueError, match=r"\(images,\).*\(0,\)"):
         visualize.plot_macs([], 100)
+    with pytest.raises(ValueError, match=r"adjacency of 2 images\. Received: of 6"):
+        visualize.plot_cheap_and_dear(pictures[:2], [1, 1], adjacency=adjacency)
 
 
 def test_detections_are_drawn_where_they_are_with_the_path_beside():

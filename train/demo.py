@@ -80,7 +80,9 @@ def draw(folder, path):
     adjacency = dg.adjacency(model, model.preprocessing(images).numpy(), batch_size=128)
     shares = model_costs(model).shares(adjacency, len(images))
     names = data.class_names
-    figure = plot_cheap_and_dear(images, shares, test.labels, class_names=names)
+    figure = plot_cheap_and_dear(
+        images, shares, test.labels, adjacency=adjacency, class_names=names
+    )
     figure.savefig(path, dpi=130)
 
 
