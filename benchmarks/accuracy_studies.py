@@ -81,7 +81,7 @@ def recipe_hash(recipe):
     fields["threshold"] = recipe.resolved_threshold
     idle = ["wiring", "seed", "skip", "skip_in_training"]
     if recipe.macs_target is None:
-        idle += ["macs_weight", "macs_start", "macs_fall", "macs_floor", "noise_off"]
+        idle += ["macs_weight", "macs_start", "macs_fall", "macs_floor", "macs_spread", "noise_off"]
     if recipe.distill_from is None:
         idle += ["distill_weight", "distill_temperature"]
     else:

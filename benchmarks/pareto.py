@@ -1,9 +1,8 @@
 """Is a network with paths better than a smaller network? Accuracy by multiply-adds, and by time.
 
 python -m benchmarks.pareto --data-dir DIR --weights cifar_resnets.npz [--jobs 2] [--workdir DIR]
-python -m benchmarks.pareto --time [--workdir DIR]
-python -m benchmarks.pareto --images [--workdir DIR] [--picture FILE]
-python -m benchmarks.pareto --table [--plot FILE] [--document FILE]
+python -m benchmarks.pareto --measure times|images|headroom|second_look [--workdir DIR]
+python -m benchmarks.pareto --table [--plot FILE] [--picture FILE] [--document FILE]
 
 Every run starts from published weights and is fine-tuned with one schedule, that of the recipe
 `cifar10_resnet56_path`, for `--epochs`: static ResNets, and paths and their control `learned_path`
@@ -16,13 +15,16 @@ images instead (and trains on the others), to choose settings with.
 The static networks learn from labels alone. The one that paths are compared with has a second run,
 which learns from the static ResNet-56 too, as the paths do.
 
-`--time` measures the finished runs at batch 1 and 128 on the test images, in turns with the static
-ResNet-56: on a quiet machine. `--images` says who takes what: see `benchmarks/pareto_images.py`.
+`--measure` takes the finished runs. `times`: inference at batch 1 and 128 on the test images, in
+turns with the static ResNet-56, on a quiet machine. `images`: who takes what. `headroom`: whether
+routers could choose better. `second_look`: with the static network for the images in doubt. Their
+modules say more.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
+import importlib
 import os
 import pathlib
 import signal
@@ -35,15 +37,12 @@ from benchmarks.accuracy_runs import images_file, run_jobs, save_images
 from benchmarks.accuracy_studies import VALIDATION, WEIGHTS, Job, missing, recipe_hash, run_key
 from benchmarks.accuracy_table import append_row, fill_in, read_rows
 from benchmarks.measure import ROOT
-from benchmarks.pareto_table import markdown, plot, summarize
+from benchmarks.pareto_table import DECIDING, markdown, plot, summarize
 
-ROWS = ROOT / "benchmarks" / "results" / "pareto.jsonl"
-TIMES = ROOT / "benchmarks" / "results" / "pareto_times.jsonl"
-FOUND = ROOT / "benchmarks" / "results" / "pareto_images.jsonl"
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURES = ("times", "images", "headroom", "second_look")  # each a module `pareto_...`
 RECIPE, DATASET, EPOCHS = "cifar10_resnet56_path", "cifar10", 8
 DTYPE = "dtype=mixed_bfloat16"  # 1.5 times as fast where the processor has AVX-512 BF16
-
-DECIDING = 0.55  # the share of the static ResNet-32
 
 
 class Run(typing.NamedTuple):
@@ -74,6 +73,7 @@ RUNS = (
     Run("resnet56_cifar", "path", 0.75, 3, "resnet56_cifar"),
     Run("resnet44_cifar", "chain", None, 1, None),
     Run("resnet20_cifar", "chain", None, 1, None),
+    Run("resnet20_cifar", "chain", None, 1, "resnet56_cifar"),
     Run("resnet56_cifar", "path", 0.35, 1, "resnet56_cifar"),
     Run("resnet56_cifar", "learned_path", 0.75, 1, "resnet56_cifar"),
     Run("resnet56_cifar", "learned_path", 0.35, 1, "resnet56_cifar"),
@@ -147,22 +147,19 @@ def parse_args(argv=None):
     parser.add_argument("--weights", default="cifar_resnets.npz", help="published weights, .npz")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/pareto"))
-    parser.add_argument("--rows", type=pathlib.Path, default=ROWS, help="JSON lines, one a run")
-    parser.add_argument("--times", type=pathlib.Path, default=TIMES, help="likewise, of --time")
-    parser.add_argument("--found", type=pathlib.Path, default=FOUND, help="likewise, of --images")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder of the rows")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on a core each")
     parser.add_argument("--validation", action="store_true", help="see above")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe"
     )
     parser.add_argument("--only", type=int, metavar="N", help="only the first N runs of the plan")
-    parser.add_argument("--time", action="store_true", help="train nothing, measure times")
-    parser.add_argument("--images", action="store_true", help="train nothing, see who takes what")
+    parser.add_argument(
+        "--measure", choices=MEASURES, help="train nothing, measure what is trained"
+    )
     parser.add_argument("--table", action="store_true", help="train nothing, show the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="file for the picture (PNG)")
-    parser.add_argument(
-        "--picture", type=pathlib.Path, help="of --images: cheapest and dearest images (PNG)"
-    )
+    parser.add_argument("--picture", type=pathlib.Path, help="cheapest and dearest images (PNG)")
     parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the tables")
     return parser.parse_args(argv)
 
@@ -181,12 +178,12 @@ def main(argv=None):
             overrides=tuple(args.set),
             workdir=args.workdir,
         )[: args.only]
-        if args.time:
-            _measure_times(jobs, args)
-        elif args.images:
-            _measure_images(jobs, args)
+        if args.measure:
+            _measure_missing(jobs, args)
         elif not args.table:
             _train_missing(jobs, args)
+        if args.picture:
+            _draw(jobs, args)
         _show(jobs, args)
     except KeyboardInterrupt:
         sys.exit("Stopped: the same command goes on.")
@@ -195,7 +192,8 @@ def main(argv=None):
 
 
 def _train_missing(jobs, args):
-    todo = missing(jobs, read_rows(args.rows))
+    rows = rows_file(args.results)
+    todo = missing(jobs, read_rows(rows))
     print(f"{len(jobs)} runs, {len(todo)} to do", flush=True)
     if not todo:
         return
@@ -207,7 +205,7 @@ def _train_missing(jobs, args):
         for job in [job for job in part if not _can_start(job)]:
             print(f"left out, for it learns from no file: {job.recipe.distill_from}", flush=True)
             part.remove(job)
-        for row in run_jobs(part, images, args.rows, args.jobs):
+        for row in run_jobs(part, images, rows, args.jobs):
             share = row.get("share_of_macs", 1.0)
             print(
                 f"{row['model']:<15}{row['wiring']:<13}{row['macs_target'] or '':<5} "
@@ -230,59 +228,60 @@ def _in_order(jobs):
     return [[j for j, k in zip(jobs, keys, strict=True) if k == key] for key in sorted(set(keys))]
 
 
-def _measure_times(jobs, args):
-    from benchmarks.pareto_times import measure_times
-
-    for job in _unmeasured(jobs, args.times):
-        row = {**job.identity, **measure_times(job, images_file(args.workdir, DATASET))}
-        append_row(args.times, row)
-        print(row, flush=True)
-
-
-def _measure_images(jobs, args):
-    from benchmarks.pareto_images import measure_images
-    from dgnet_keras.macs_figures import plot_cheap_and_dear
-
-    for job in _unmeasured([j for j in jobs if j.recipe.wiring == "path"], args.found):
-        figures, shown = measure_images(job, images_file(args.workdir, DATASET))
-        append_row(args.found, {**job.identity, **figures})
+def _measure_missing(jobs, args):
+    """Measures the finished runs that have no row of this kind."""
+    module = _module(args.measure)
+    wanted = [job for job in jobs if module.is_measured(job) and (job.workdir / WEIGHTS).exists()]
+    path = rows_file(args.results, args.measure)
+    for job in missing(wanted, read_rows(path)):
+        figures = module.measure(job, images_file(args.workdir, DATASET))
+        append_row(path, {**job.identity, **figures})
         print(figures, flush=True)
-        if args.picture:
-            plot_cheap_and_dear(**shown, count=10).savefig(args.picture, dpi=130)
 
 
-def _unmeasured(jobs, path):
-    """The finished jobs that have no row in the file `path`."""
-    finished = [job for job in jobs if (job.workdir / WEIGHTS).exists()]
-    return missing(finished, read_rows(path))
+def _draw(jobs, args):
+    from benchmarks import pareto_images
+
+    for job in jobs:
+        if pareto_images.is_measured(job) and (job.workdir / WEIGHTS).exists():
+            figure = pareto_images.draw(job, images_file(args.workdir, DATASET))
+            figure.savefig(args.picture, dpi=130)
+            return
+    raise FileNotFoundError(f"No finished run of paths in {args.workdir}")
 
 
-def rows_of(jobs, path):
-    """The rows of these jobs in a file."""
-    wanted = {run_key(job.identity) for job in jobs}
-    return [row for row in read_rows(path) if run_key(row) in wanted]
+def _module(measure):
+    return importlib.import_module(f"benchmarks.pareto_{measure}")
 
 
-def tables_of(jobs, rows, times, found):
-    """What a document shows of the rows of these jobs in three files.
+def rows_file(results, measure=None):
+    """Where the rows of the runs lie, or those of a measure, in the folder `results`."""
+    return results / ("pareto.jsonl" if measure is None else f"pareto_{measure}.jsonl")
+
+
+def tables_of(jobs, results):
+    """What a document shows of the rows of these jobs.
 
     Returns:
         Dict of the name of a mark to a table's lines; and the rows of `pareto_table.summarize`.
     """
-    from benchmarks import pareto_images
-
-    summary = summarize(rows_of(jobs, rows), rows_of(jobs, times))
+    wanted = {run_key(job.identity) for job in jobs}
+    rows = {
+        measure: [r for r in read_rows(rows_file(results, measure)) if run_key(r) in wanted]
+        for measure in (None, *MEASURES)
+    }
+    summary = summarize(rows[None], rows["times"])
     tables = {"pareto": markdown(summary)} if summary else {}
-    deciding = [row for row in rows_of(jobs, found) if row["macs_target"] == DECIDING]
-    if deciding:
-        tables["pareto_images"] = pareto_images.table(deciding)
+    for measure in MEASURES[1:]:  # times are in the first table
+        if rows[measure]:
+            tables[f"pareto_{measure}"] = _module(measure).table(rows[measure])
     return tables, summary
 
 
 def _show(jobs, args):
-    tables, summary = tables_of(jobs, args.rows, args.times, args.found)
+    tables, summary = tables_of(jobs, args.results)
     if not summary:
-        print(f"No row of the static ResNet-56 with these settings in {args.rows}")
+        print(f"No row of the static ResNet-56 with these settings in {args.results}")
         return
     for lines in tables.values():
         print("\n".join(lines))

@@ -6,7 +6,8 @@ that it learned from. Nothing is chosen by it. Of a run:
 
 - `accuracy`: with the `own` paths, those of another image (`other_image`, 5 times), of another of
   its class (`other_image_of_class`) and of another of any other class (`other_class`), and the
-  `most_frequent_path` for everyone; `changed`: share of the predictions that this changes.
+  `most_frequent_path` for everyone; `changed`: share of the predictions that this changes;
+  `most_frequent_share`: of multiply-adds, of that path.
 - `doubt`: rank correlation (Spearman) of an image's share of multiply-adds with the static
   network's `confidence`, its `loss` and whether it is in `error`.
 - `quarters`: from the cheapest quarter of the images to the dearest, mean `share`, and accuracy of
@@ -18,10 +19,9 @@ that it learned from. Nothing is chosen by it. Of a run:
 """
 
 from benchmarks.ablation import DRAWS, substitutes
-from benchmarks.accuracy_runs import load_images
-from benchmarks.accuracy_studies import WEIGHTS
+from benchmarks.pareto_finished import BATCH, Finished
+from benchmarks.pareto_table import DECIDING
 
-BATCH = 500
 NAMES = {
     "own": "its own",
     "other_image": "another image's",
@@ -128,36 +128,29 @@ def between_classes(values, labels):
     return float(between / total)
 
 
-def measure_images(job, images):
+def is_measured(job):
+    """Whether it is one of the runs that decide, whose images have paths of their own."""
+    return job.recipe.wiring == "path" and job.recipe.macs_target == DECIDING
+
+
+def measure(job, images):
     """The figures of one finished run; see the module.
 
     Args:
-        job: a `path` job of `benchmarks.pareto.plan` whose weights are in its workdir.
+        job: of `benchmarks.pareto.plan`, with its weights in its workdir.
         images: file of `benchmarks.accuracy_runs.save_images`.
-
-    Returns:
-        Dict of the module's figures; and the keyword arguments of
-        `plot_cheap_and_dear`.
     """
     import numpy as np
 
     import dgnet_keras as dg
-    from dgnet_keras.complexity import model_costs
-    from train.classification.model import create_model, create_teacher
 
-    data = load_images(job.recipe, images)
-    labels, classes = data.test.labels, len(data.class_names)
-    model = create_model(job.recipe, classes)
-    model.load_weights(job.workdir / WEIGHTS)  # the threshold is one of them
-    inputs = model.preprocessing(data.test.images).numpy()
-    static = create_teacher(job.recipe, classes).predict(inputs, batch_size=BATCH, verbose=0)
-    adjacency = dg.adjacency(model, inputs, batch_size=BATCH)
-    shares = model_costs(model).shares(adjacency, len(labels))
-    rewired = dg.with_adjacency(model)
+    run = Finished(job, images)
+    labels, adjacency, shares = run.labels, run.adjacency, run.shares
+    rewired = dg.with_adjacency(run.model)
 
     def predict(given):
-        answers = rewired.predict({"images": inputs, **given}, batch_size=BATCH, verbose=0)
-        return answers.argmax(axis=1)
+        inputs = {"images": run.inputs, **given}
+        return rewired.predict(inputs, batch_size=BATCH, verbose=0).argmax(axis=1)
 
     own = predict(adjacency)
     accuracy, changed = {"own": [float(np.mean(own == labels))]}, {}
@@ -170,36 +163,44 @@ def measure_images(job, images):
         answers = predict(given)
         accuracy.setdefault(name, []).append(float(np.mean(answers == labels)))
         changed.setdefault(name, []).append(float(np.mean(answers != own)))
-    # Into a node that is taken leads an edge; the first node and the output are always there.
-    taken = np.concatenate([v.sum(axis=1)[:, 1:-1] > 0 for v in adjacency.values()], axis=1)
+    static = run.predict(run.static())
     right = {"static": static.argmax(axis=1) == labels, "own": own == labels}
-    figures = {
+    return {
         "share_of_macs": float(shares.mean()),
         "share_std": float(shares.std()),
         "accuracy": accuracy,
         "changed": changed,
+        "most_frequent_share": float(shares[dg.connectivity.paths(adjacency)[0] == 0].mean()),
         "doubt": doubt_figures(shares, static, labels),
         "quarters": quarters(shares, right),
         "between_classes": {
             "share": between_classes(shares[:, None], labels),
-            "blocks": between_classes(taken, labels),
+            "blocks": between_classes(run.taken, labels),
         },
         "by_class": {
-            name: float(shares[labels == k].mean()) for k, name in enumerate(data.class_names)
+            name: float(shares[labels == k].mean()) for k, name in enumerate(run.class_names)
         },
         "connectivity": dg.connectivity.path_diversity(adjacency, labels),
     }
-    return figures, {
-        "images": data.test.images,
-        "shares": shares,
-        "labels": labels,
-        "adjacency": adjacency,
-        "class_names": data.class_names,
-    }
+
+
+def draw(job, images, count=10):
+    """The cheapest and dearest images of a finished run, a matplotlib `Figure`."""
+    from dgnet_keras.visualize import plot_cheap_and_dear
+
+    run = Finished(job, images)
+    return plot_cheap_and_dear(
+        run.pixels,
+        run.shares,
+        run.labels,
+        adjacency=run.adjacency,
+        class_names=run.class_names,
+        count=count,
+    )
 
 
 def table(rows):
-    """Lines of Markdown: a table of the paths swapped, and sentences about who takes what."""
+    """Lines of Markdown: a table of the paths swapped, one of quarters, and sentences."""
     import numpy as np
 
     lines = ["| paths | accuracy, % | lost, points | predictions changed |", "|---|---|---|---|"]
@@ -211,6 +212,7 @@ def table(rows):
             changed = np.mean([np.mean(row["changed"][name]) for row in rows])
             cells[3] = f"{100 * changed:.2f} %"
         lines.append(f"| {' | '.join(cells)} |")
+    most_frequent = np.mean([row["most_frequent_share"] for row in rows])
     lines += [
         "",
         "| quarter of the images | share of MACs | static, % | paths, % |",
@@ -236,8 +238,9 @@ def table(rows):
         "",
         f"Rank correlation of an image's share with the static network's confidence "
         f"{doubt['confidence']:+.2f}, loss {doubt['loss']:+.2f}, error {doubt['error']:+.2f}.",
-        f"Standard deviation of the share over images: "
-        f"{np.mean([row['share_std'] for row in rows]):.3f}.",
+        f"Mean share {np.mean([row['share_of_macs'] for row in rows]):.3f}, its standard deviation "
+        f"over images {np.mean([row['share_std'] for row in rows]):.3f}; the most frequent path's "
+        f"share {most_frequent:.3f}.",
         f"Between classes lie {parts['share']:.0f} % of the variance of the share, and "
         f"{parts['blocks']:.0f} % of that of the blocks' choices.",
         f"Mean share by class: {', '.join(f'{name} {classes[name]:.3f}' for name in order)}.",

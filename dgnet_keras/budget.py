@@ -13,6 +13,8 @@ from dgnet_keras.complexity import ModelCosts, model_costs
 from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.layers.path_router import PathGate
 
+OWN_PART = 0.25  # of the budget's weight, that the images' own targets have
+
 
 @dataclasses.dataclass(frozen=True)
 class Pressure:
@@ -67,15 +69,22 @@ class Budget:
     `weight * mean over blocks of max(0, floor - share of images that take the block)^2`. With
     several replicas the means are over all of them.
 
+    With a spread, images have targets of their own too: from `target - spread` for the one of a
+    batch (a replica's) that is least in doubt to `target + spread` for the one that is most, in
+    order of doubt. For them comes `weight / 4 * mean over images of (share - own target)^2`. While
+    the target comes down, the spread opens.
+
     Args:
         model: a backbone or classifier of this package.
         target: share of MACs, in (0, 1].
         weight: of the loss, at least 0.
+        spread: half of the range of the images' own targets, in [0, 1); 0 is off.
 
     Attributes:
         target: float, share of MACs.
         current_target: variable, the target in force; a schedule moves it.
         weight: variable.
+        spread: variable.
         floor: variable, see above; 0 at first.
         share: metric of Keras's loops, the mean share.
 
@@ -83,16 +92,19 @@ class Budget:
         ValueError: for a target that is none, or that the model cannot reach.
     """
 
-    def __init__(self, model: keras.Model, target: float, weight: float) -> None:
+    def __init__(
+        self, model: keras.Model, target: float, weight: float, spread: float = 0.0
+    ) -> None:
         with model.distribute_strategy.scope():
-            self.current_target, self.weight, self.floor = (
+            self.current_target, self.weight, self.spread, self.floor = (
                 keras.Variable(0.0, trainable=False, autocast=False, name=name)
-                for name in ("macs_target", "macs_weight", "floor")
+                for name in ("macs_target", "macs_weight", "macs_spread", "floor")
             )
             self.share = _MeanShare(name="share_of_macs")
         self.is_measuring = False
         self.set_target(model, target)
         self.set_weight(weight)
+        self.set_spread(spread)
 
     def set_target(self, model: keras.Model, target: float) -> None:
         """Sets the target, at once in force, without a floor; or raises as the constructor."""
@@ -107,6 +119,11 @@ class Budget:
         check_weight(weight)
         self.weight.assign(weight)
 
+    def set_spread(self, spread: float) -> None:
+        """Sets the spread; or raises as the constructor."""
+        check_spread(spread)
+        self.spread.assign(spread)
+
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Inside, calls of the model update the metric `share`."""
@@ -117,7 +134,11 @@ class Budget:
             self.is_measuring = False
 
     def measure(
-        self, costs: ModelCosts, found: Mapping[str, tf.Tensor], scales: Mapping[str, float]
+        self,
+        costs: ModelCosts,
+        found: Mapping[str, tf.Tensor],
+        scales: Mapping[str, float],
+        doubt: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, and the mean share of MACs of these images: two float32 scalars.
 
@@ -127,20 +148,35 @@ class Budget:
             costs: of the model, at the size of the images.
             found: the images' adjacency.
             scales: by graph, the largest edge weight.
+            doubt: of each image, (batch,), of which the order counts; None leaves the images
+                without targets of their own.
         """
         total, taken = tf.zeros([]), []
         for key, graph in costs.graphs.items():
             is_open = straight_through_mask(found[key], scales[key])
-            total += tf.reduce_mean(graph.macs(is_open))
+            total += graph.macs(is_open)
             taken.append(tf.reduce_mean(graph.is_on(is_open), axis=0)[1:])
-        share = mean = (total + float(costs.elsewhere)) / float(costs.static)
+        shares = (total + float(costs.elsewhere)) / float(costs.static)
+        share = mean = tf.reduce_mean(shares)
         rates = tf.concat(taken, axis=0)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
             mean, rates = context.all_reduce("MEAN", [share, rates])
         loss = tf.square(mean - self.current_target.value)
-        missing = tf.nn.relu(self.floor.value - rates)
-        return self.weight.value * (loss + tf.reduce_mean(tf.square(missing))), share
+        loss += tf.reduce_mean(tf.square(tf.nn.relu(self.floor.value - rates)))
+        if doubt is not None:
+            part = OWN_PART * tf.cast(self.spread.value > 0, tf.float32)
+            own = self._own_targets(tf.stop_gradient(doubt))
+            loss += part * tf.reduce_mean(tf.square(shares - own))
+        return self.weight.value * loss, share
+
+    def _own_targets(self, doubt):
+        """Of images in this doubt, (batch,)."""
+        last = tf.cast(tf.maximum(tf.size(doubt) - 1, 1), tf.float32)
+        rank = tf.cast(tf.argsort(tf.argsort(doubt, stable=True), stable=True), tf.float32) / last
+        target = self.current_target.value
+        fallen = (1 - target) / max(1 - self.target, 1e-6)
+        return target + self.spread.value * tf.clip_by_value(fallen, 0.0, 1.0) * (2 * rank - 1)
 
 
 class _MeanShare(keras.metrics.Mean):
@@ -174,6 +210,12 @@ def straight_through_mask(matrix: tf.Tensor, edge_scale: float) -> tf.Tensor:
     return is_open + (mass - tf.stop_gradient(mass))
 
 
+def doubt_of(logits: tf.Tensor) -> tf.Tensor:
+    """Entropy of the classes' probabilities in nats: (batch, classes) to float32 (batch,)."""
+    log_p = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+    return -tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)
+
+
 def check_target(target: float, name: str = "macs_target") -> None:
     """Raises `ValueError` unless it is in (0, 1]; `name` is what the message calls it."""
     if not is_number(target) or not 0 < target <= 1:
@@ -188,6 +230,15 @@ def check_weight(weight: float) -> None:
     if not is_number(weight) or not 0 <= weight < float("inf"):
         raise ValueError(
             f"`macs_weight` must be a number of at least 0. Received: macs_weight={weight!r}"
+        )
+
+
+def check_spread(spread: float) -> None:
+    """Raises `ValueError` unless it is in [0, 1)."""
+    if not is_number(spread) or not 0 <= spread < 1:
+        raise ValueError(
+            "`macs_spread` must be in [0, 1), a share of the static twin's multiply-adds. "
+            f"Received: macs_spread={spread!r}"
         )
 
 

@@ -11,6 +11,7 @@ import keras
 from dgnet_keras.backbones import FAMILIES
 from dgnet_keras.backbones.base import Backbone, Spec
 from dgnet_keras.backbones.model import GraphModel, construction_scope
+from dgnet_keras.budget import check_spread, doubt_of
 from dgnet_keras.checks import closest, is_integer, is_number
 from dgnet_keras.convert import load_weights
 from dgnet_keras.layers.composite import Change, Made
@@ -33,6 +34,8 @@ class Classifier(GraphModel):
         macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
             or None; see `budget.Budget`. An attribute too, that can be set.
         macs_weight: what the loss of this budget is multiplied by; likewise.
+        macs_spread: half of the range of the images' own targets, in [0, 1): images in doubt may
+            compute more than `macs_target`, others less; likewise.
 
     Call arguments:
         images: preprocessed images (see `preprocessing`), (batch, height, width, channels).
@@ -59,6 +62,7 @@ class Classifier(GraphModel):
         changes: Mapping[str, Change] | None = None,
         macs_target: float | None = None,
         macs_weight: float = 10.0,
+        macs_spread: float = 0.0,
     ) -> None:
         if not isinstance(backbone, Backbone):
             raise ValueError(f"`backbone` must be a backbone of dgnet_keras. Received: {backbone}")
@@ -94,7 +98,23 @@ class Classifier(GraphModel):
         self.num_classes = num_classes
         self.dropout = dropout
         self.macs_weight = macs_weight
+        self.macs_spread = macs_spread
         self.macs_target = macs_target
+
+    @property
+    def macs_spread(self) -> float:
+        """Half of the range of the images' own targets; see `budget.Budget`. Settable."""
+        return self._macs_spread
+
+    @macs_spread.setter
+    def macs_spread(self, value: float) -> None:
+        check_spread(value)
+        self._set("_macs_spread", value)
+        if self.budget is not None:
+            self.budget.set_spread(value)
+
+    def _doubt(self, outputs):
+        return doubt_of(outputs)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -126,6 +146,7 @@ class Classifier(GraphModel):
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "num_classes": self.num_classes,
             "dropout": self.dropout,
+            "macs_spread": self.macs_spread,
             **super().get_config(),
         }
 
@@ -187,6 +208,7 @@ class CreateKeywords(GraphKeywords, total=False):
     weights: str | os.PathLike[str] | None
     macs_target: float | None
     macs_weight: float
+    macs_spread: float
 
 
 @overload
@@ -211,6 +233,7 @@ def create(
     weights: str | os.PathLike[str] | None = None,
     macs_target: float | None = None,
     macs_weight: float = 10.0,
+    macs_spread: float = 0.0,
     **options: Any,
 ) -> Classifier | Backbone:
     """Creates a model by the name of its variant.
@@ -225,6 +248,8 @@ def create(
         macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
             or None; see `budget.Budget`.
         macs_weight: what the loss of this budget is multiplied by.
+        macs_spread: half of the range of the images' own targets, in [0, 1), see `budget.Budget`:
+            images in doubt may compute more than `macs_target`, others less. For classifiers.
         **options: fields of `layers.GraphOptions` (`wiring`, `threshold`, `edge_scale`, `init`,
             `gate`, `learn_threshold`, `max_nodes`), and of the family's Spec, such as `depths`,
             `widths`, `stem_strides`.
@@ -247,6 +272,13 @@ def create(
     )
     model = backbone if num_classes is None else Classifier(backbone, num_classes)
     model.macs_weight = macs_weight
+    if isinstance(model, Classifier):
+        model.macs_spread = macs_spread
+    elif macs_spread:
+        raise ValueError(
+            "`macs_spread` goes by a classifier's doubt: a backbone has none. "
+            f"Received: num_classes=None, macs_spread={macs_spread!r}"
+        )
     model.macs_target = macs_target
     if weights is not None:
         load_weights(model, weights)

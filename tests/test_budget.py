@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catalog import create, images, randomize
+from scipy import stats
 
 import dgnet_keras as dg
 from dgnet_keras.budget import Pressure, apply_pressure
+from dgnet_keras.complexity import model_costs
 
 WIRINGS = ["path", "learned_path", "dynamic", "learned"]
 LABELS = np.arange(32) % 3
@@ -48,6 +50,41 @@ def test_the_loss_is_the_weighted_square_of_the_distance():
     (loss,) = model.losses
     _, _, share = model.call_with_budget(tf.constant(x), training=True)
     np.testing.assert_allclose(loss, 7 * (share - 0.45) ** 2, rtol=1e-4)
+
+
+def test_images_in_doubt_may_compute_more():
+    """Own targets from target - spread to target + spread, in order of doubt, once it is down."""
+    x = images(5)
+    model = randomize(tiny(macs_target=0.6, macs_weight=4.0, macs_spread=0.2), scale=0.5)
+    apply_pressure(model, Pressure(0.6, 0.0, 0.0))
+    doubt = tf.constant([0.9, 0.1, 0.5, 0.2, 0.3])
+    own = [0.8, 0.4, 0.7, 0.5, 0.6]
+    _, loss, share = model.call_with_budget(tf.constant(x), training=True, doubt=doubt)
+    adjacency = keras.Model(model.input, dict(model.adjacency_outputs))(x, training=True)
+    found = model_costs(model).shares(adjacency, 5)
+    expected = (share - 0.6) ** 2 + 0.25 * np.mean((found - own) ** 2)
+    np.testing.assert_allclose(loss, 4 * expected, rtol=1e-4)
+    apply_pressure(model, Pressure(0.8, 0.0, 0.0))  # half way
+    _, loss, _ = model.call_with_budget(tf.constant(x), training=True, doubt=doubt)
+    own = 0.8 + (np.array(own) - 0.6) / 2
+    expected = (share - 0.8) ** 2 + 0.25 * np.mean((found - own) ** 2)
+    np.testing.assert_allclose(loss, 4 * expected, rtol=1e-4)
+
+
+def test_without_a_saying_the_model_itself_is_in_doubt():
+    model = randomize(tiny(macs_spread=0.2), scale=0.5)
+    apply_pressure(model, Pressure(0.6, 0.0, 0.0))
+    x = tf.constant(images(16))
+    logits, loss, _ = model.call_with_budget(x, training=True)
+    p = tf.nn.softmax(logits).numpy()
+    doubt = tf.constant(stats.entropy(p, axis=1))
+    np.testing.assert_allclose(
+        loss, model.call_with_budget(x, training=True, doubt=doubt)[1], rtol=1e-5
+    )
+    opposite = model.call_with_budget(x, training=True, doubt=-doubt)[1]
+    assert abs(opposite - loss) > 1e-4 * loss
+    model.macs_spread = 0.0
+    assert model.call_with_budget(x, training=True)[1] < loss
 
 
 def test_the_budget_moves_the_choice_by_the_cost_of_its_block():
@@ -214,10 +251,10 @@ def test_a_threshold_can_be_set_while_fit_runs():
 
 
 def test_it_is_saved_with_the_model(tmp_path):
-    model = tiny(macs_target=0.7, macs_weight=3.0)
+    model = tiny(macs_target=0.7, macs_weight=3.0, macs_spread=0.1)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert (loaded.macs_target, loaded.macs_weight) == (0.7, 3.0)
+    assert (loaded.macs_target, loaded.macs_weight, loaded.macs_spread) == (0.7, 3.0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +265,8 @@ def test_it_is_saved_with_the_model(tmp_path):
         ({"macs_target": float("nan")}, r"`macs_target` must be in \(0, 1\]"),
         ({"macs_target": True}, r"`macs_target` must be in \(0, 1\]"),
         ({"macs_target": 0.05}, r"always run cost 0\.\d+ of.*target of 0.05"),
+        ({"macs_spread": 1.0}, r"`macs_spread` must be in \[0, 1\)"),
+        ({"macs_spread": 0.1, "num_classes": None}, "`macs_spread` goes by a classifier's doubt"),
         ({"macs_weight": -1}, "`macs_weight` must be a number of at least 0"),
         ({"macs_weight": "1", "macs_target": None}, "`macs_weight` must be a number"),
         ({"wiring": "chain"}, "wiring with gates.*wiring='chain'"),

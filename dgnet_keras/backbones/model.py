@@ -50,6 +50,7 @@ class GraphModel(keras.Model):
 
     preprocessing: Preprocessing
     budget: Budget | None
+    _macs_spread = 0.0  # of a classifier's budget
 
     def __init__(
         self,
@@ -94,7 +95,8 @@ class GraphModel(keras.Model):
         if self.budget is not None and value is not None:
             self.budget.set_target(self, value)
             return
-        self._set("budget", None if value is None else Budget(self, value, self.macs_weight))
+        parts = self.macs_weight, self._macs_spread
+        self._set("budget", None if value is None else Budget(self, value, *parts))
         if self.budget is not None:
             both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
             # As a function: Keras would save the layers by the name of a model's attribute.
@@ -143,14 +145,32 @@ class GraphModel(keras.Model):
         return outputs
 
     def call_with_budget(
-        self, inputs: tf.Tensor, training: bool | None = None
+        self,
+        inputs: tf.Tensor,
+        training: bool | None = None,
+        doubt: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The output of a model with a budget, the budget's loss, and the mean share of MACs."""
+        """The output of a model with a budget, the budget's loss, and the mean share of MACs.
+
+        Args:
+            inputs: images.
+            training: as in a call.
+            doubt: of each image, (batch,), that images' own targets go by; None means what the
+                model itself says of it.
+        """
         outputs, found = self._with_adjacency(inputs, training=training)
-        return outputs, *self.measure_budget(inputs, found)
+        doubt = self._doubt(outputs) if doubt is None else doubt
+        return outputs, *self.measure_budget(inputs, found, doubt)
+
+    def _doubt(self, outputs):
+        """Of each image, (batch,), by the model's own output; None where there is no saying."""
+        return None
 
     def measure_budget(
-        self, inputs: tf.Tensor, adjacency: Mapping[str, tf.Tensor]
+        self,
+        inputs: tf.Tensor,
+        adjacency: Mapping[str, tf.Tensor],
+        doubt: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The budget's loss, and the mean share of MACs, of the adjacency found for images.
 
@@ -159,7 +179,7 @@ class GraphModel(keras.Model):
         assert self.budget is not None
         scales = {g.key: s.edge_scale for s in stages_of(self) for g in s.graphs}
         size = None if None in inputs.shape[1:3] else inputs.shape[1:3]
-        loss, share = self.budget.measure(model_costs(self, size), adjacency, scales)
+        loss, share = self.budget.measure(model_costs(self, size), adjacency, scales, doubt)
         if self.budget.is_measuring:
             self.budget.share.update_state(share, sample_weight=tf.shape(inputs)[0])
         return loss, share

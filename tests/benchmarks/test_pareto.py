@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LinearRegression
 
 from benchmarks import (
     accuracy_studies,
     accuracy_table,
     measure,
     pareto,
+    pareto_headroom,
     pareto_images,
+    pareto_second_look,
     pareto_table,
 )
 from train.classification.model import create_model
@@ -31,34 +34,49 @@ TINY = (
 @pytest.mark.xdist_group("pareto")
 def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pareto, "RUNS", RUNS)
+    for module in (pareto_headroom, pareto_images):
+        monkeypatch.setattr(module, "DECIDING", 0.8)
     weights = tmp_path / "published.weights.h5"
     jobs = pareto.plan(weights, 1, overrides=TINY, workdir=tmp_path / "runs")
     assert len(jobs) == 5
     create_model(jobs[0].recipe, 10).save_weights(weights)
-    files = {"rows": tmp_path / "rows.jsonl", "times": tmp_path / "times.jsonl"}
-    files["found"] = tmp_path / "found.jsonl"
     command = ["--weights", str(weights), "--epochs", "1", "--workdir", str(tmp_path / "runs")]
     command += [part for item in TINY for part in ("--set", item)]
-    command += [part for name, file in files.items() for part in (f"--{name}", str(file))]
+    command += ["--results", str(tmp_path)]
+
+    def rows_of(measure=None):
+        return accuracy_table.read_rows(pareto.rows_file(tmp_path, measure))
+
     pareto.main([*command, "--only", "3", "--jobs", "2"])
-    rows = accuracy_table.read_rows(files["rows"])
+    rows = rows_of()
     assert [(r["wiring"], r["seed"]) for r in rows[:2]] == [("chain", 0)] * 2
     path = rows[2]
     assert path["wiring"] == "path" and path["share_of_macs"] <= 1
     assert {"threshold", "distinct_paths", "curve", "static_macs", "commit"} <= set(path)
     capsys.readouterr()
 
-    pareto.main([*command, "--only", "3", "--time", "--plot", str(tmp_path / "plot.png")])
-    assert {"1", "128"} == set(accuracy_table.read_rows(files["times"])[0]["time"])
-    assert accuracy_table.read_rows(files["rows"]) == rows
-    pareto.main([*command, "--only", "3", "--images", "--picture", str(tmp_path / "images.png")])
-    (found,) = accuracy_table.read_rows(files["found"])
+    pareto.main(
+        [*command, "--only", "3", "--measure", "times", "--plot", str(tmp_path / "plot.png")]
+    )
+    assert {"1", "128"} == set(rows_of("times")[0]["time"])
+    assert rows_of() == rows
+    pareto.main([*command, "--only", "3", "--measure", "images"])
+    (found,) = rows_of("images")
     assert found["accuracy"]["own"] == [pytest.approx(path["test_accuracy"])]
     assert found["share_of_macs"] == pytest.approx(path["share_of_macs"])
     assert len(found["accuracy"]["other_class"]) == len(found["changed"]["other_image"]) == 5
     assert (
         "| `resnet56_cifar` | `path` | `resnet56_cifar` too | 0.8 | 1 |" in capsys.readouterr().out
     )
+    pareto.main([*command, "--only", "3", "--measure", "headroom"])
+    (found,) = rows_of("headroom")
+    assert found["swaps"]["own"]["0"]["accuracy"] == pytest.approx(path["test_accuracy"])
+    assert found["swaps"]["oracle"]["1"]["loss"] < found["swaps"]["own"]["0"]["loss"]
+    assert "| `path` | shared | 1 |" in capsys.readouterr().out
+    pareto.main([*command, "--only", "3", "--measure", "second_look"])
+    (found,) = rows_of("second_look")
+    assert found["looks"][0]["mean"] == pytest.approx(path["test_accuracy"])
+    pareto.main([*command, "--only", "3", "--table", "--picture", str(tmp_path / "images.png")])
     for name in ("plot.png", "images.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG"
@@ -119,9 +137,8 @@ def test_rows_of_other_settings_are_left_out(tmp_path):
     other = pareto.plan("a.npz", pareto.EPOCHS, validation=True, workdir=tmp_path)
     for job, accuracy in ((jobs[0], 0.9), (other[0], 0.5)):
         row = {**job.identity, "test_accuracy": accuracy, "macs": 100}
-        accuracy_table.append_row(tmp_path / "rows.jsonl", row)
-    none = tmp_path / "none.jsonl"
-    (found,) = pareto.tables_of(jobs, tmp_path / "rows.jsonl", none, none)[1]
+        accuracy_table.append_row(tmp_path / "pareto.jsonl", row)
+    (found,) = pareto.tables_of(jobs, tmp_path)[1]
     assert (found["accuracy"], found["seeds"]) == (90.0, 1)
     with pytest.raises(SystemExit, match="--document is for all runs"):
         pareto.main(["--table", "--validation", "--document", str(tmp_path / "results.md")])
@@ -133,10 +150,10 @@ def test_a_run_is_left_out_where_what_it_learns_from_is_not_there(tmp_path):
 
 
 def test_the_document_is_that_of_the_committed_rows(tmp_path):
-    if not pareto.ROWS.exists():
-        pytest.skip(f"no rows in {pareto.ROWS}")
+    if not pareto.rows_file(pareto.RESULTS).exists():
+        pytest.skip(f"no rows in {pareto.RESULTS}")
     jobs = pareto.plan("cifar_resnets.npz", pareto.EPOCHS, workdir=tmp_path)
-    tables, _ = pareto.tables_of(jobs, pareto.ROWS, pareto.TIMES, pareto.FOUND)
+    tables, _ = pareto.tables_of(jobs, pareto.ROWS, pareto.TIMES, pareto.FOUND, pareto.GAINS)
     text = (measure.ROOT / "docs" / "results.md").read_text()
     for name in tables:
         assert f"<!-- table: {name} -->" in text
@@ -172,3 +189,33 @@ def test_the_part_of_the_variance_between_classes():
     noise = np.tile([[0.0], [1.0]], (50, 1))
     assert pareto_images.between_classes(noise, labels) == pytest.approx(0)
     assert pareto_images.between_classes(np.ones((100, 2)), labels) is None
+
+
+def test_blocks_are_swapped_by_their_gain():
+    taken = np.array([[True, True, False, False], [False, True, False, False]])
+    gains = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, -1, 0.3, 0.1]])
+    one = pareto_headroom.swap(taken, gains, 1)
+    assert one.tolist() == [[True, False, False, True], [True, False, False, False]]
+    two = pareto_headroom.swap(taken, gains, 2)
+    assert two.tolist() == [[False, False, True, True], [True, False, False, False]]
+
+
+def test_a_gain_is_predicted_for_images_that_were_not_fitted_on():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 3))
+    gains = np.stack([features @ [1.0, -2, 0], rng.normal(size=400)], axis=1)
+    folds = np.arange(400) % 2
+    found = pareto_headroom.predicted(gains, [features] * 2, folds, LinearRegression)
+    np.testing.assert_allclose(found[:, 0], gains[:, 0], atol=1e-8)
+    assert abs(np.corrcoef(found[:, 1], gains[:, 1])[0, 1]) < 0.2
+
+
+def test_the_images_in_doubt_are_asked_twice(monkeypatch):
+    monkeypatch.setattr(pareto_second_look, "AGAIN", (0.0, 0.5))
+    first = np.array([[0.9, 0.1], [0.45, 0.55], [0.6, 0.4], [0.2, 0.8]])
+    second = np.array([[0.0, 1], [0.6, 0.4], [0.45, 0.55], [1, 0]])
+    labels = np.array([0, 0, 1, 1])
+    none, half = pareto_second_look.looks(first, second, np.full(4, 0.4), labels)
+    assert none == {"again": 0.0, "share_of_macs": 0.4, "mean": 0.5, "static": 0.5}
+    # The second image comes right, and the third where the static network answers alone.
+    assert half == {"again": 0.5, "share_of_macs": 0.9, "mean": 0.75, "static": 1.0}

@@ -30,6 +30,7 @@ def create_model(recipe, num_classes):
             **recipe.keywords(),
             macs_target=recipe.macs_target,
             macs_weight=recipe.macs_weight,
+            macs_spread=recipe.macs_spread,
             seed=recipe.seed,
             **recipe.model_overrides,
         )

@@ -63,6 +63,9 @@ class Recipe(BudgetedRecipe):
         freeze_backbone_epochs: first epochs in which nodes and stem keep their weights and
             statistics (the classifier and the routers learn).
         freeze_routers_epochs: first epochs in which routers, edge logits and thresholds do.
+        macs_spread: half of the range of the images' own targets around `macs_target`: images that
+            the network at `distill_from`, or else the model itself, is in doubt about may compute
+            more. 0 is off.
         router_clip_norm: global norm that the gradients of routers, edge logits and thresholds are
             clipped to; None does not clip.
         distill_from: a static network to learn from besides the labels, or None: anything that
@@ -124,6 +127,7 @@ class Recipe(BudgetedRecipe):
     synchronized_norm: bool = False
     freeze_backbone_epochs: Whole = 0
     freeze_routers_epochs: Whole = 0
+    macs_spread: Share = 0.0
     router_clip_norm: ClipNorm = None
     distill_from: str | None = None
     distill_model: str | None = None

@@ -8,7 +8,7 @@ import orbit
 import tensorflow as tf
 
 from dgnet_keras import connectivity
-from dgnet_keras.budget import Pressure, apply_pressure
+from dgnet_keras.budget import Pressure, apply_pressure, doubt_of
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.weights import is_wiring_weight
@@ -112,15 +112,18 @@ class Trainer(orbit.StandardTrainer):
 
     def _gradients(self, batch):
         """Gradients of this part's share of the loss (scaled, in float16) and its sums."""
+        wanted = None
+        if self.teacher is not None:
+            wanted = tf.stop_gradient(self.teacher(batch["image"], training=False))
         with tf.GradientTape() as tape:
-            logits, budget, share = self._answer(batch["image"])
+            logits, budget, share = self._answer(batch["image"], wanted)
             losses = losses_of(logits, batch, self.recipe.label_smoothing) * batch["weight"]
             loss = tf.reduce_sum(losses) / self.recipe.batch_size
             if budget is not None:  # a mean over this part
                 parts = self.strategy.num_replicas_in_sync * self.recipe.accumulation_steps
                 loss += budget / parts
-            if self.teacher is not None:
-                loss += self.recipe.distill_weight * self._divergence(batch, logits)
+            if wanted is not None:
+                loss += self.recipe.distill_weight * self._divergence(batch, wanted, logits)
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [v.value for v in self.trained])
         gradients = [
@@ -130,14 +133,14 @@ class Trainer(orbit.StandardTrainer):
         sums = _sums(losses, logits, batch)
         return gradients, sums if share is None else sums | {"macs": share * sums["weight"]}
 
-    def _answer(self, images):
+    def _answer(self, images, wanted):
         """Logits; the budget's loss and the share of MACs, or None for both."""
         if self.model.budget is None:
             return self.model(images, training=True), None, None
-        return self.model.call_with_budget(images, training=True)
+        doubt = None if wanted is None else doubt_of(wanted)
+        return self.model.call_with_budget(images, training=True, doubt=doubt)
 
-    def _divergence(self, batch, logits):
-        wanted = tf.stop_gradient(self.teacher(batch["image"], training=False))
+    def _divergence(self, batch, wanted, logits):
         divergences = divergence(wanted, logits, self.recipe.distill_temperature)
         return tf.reduce_sum(divergences * batch["weight"]) / self.recipe.batch_size
 
