@@ -74,12 +74,15 @@ class Job:
 def recipe_hash(recipe):
     """Short hash of all of a recipe but its wiring and seed.
 
-    What is off (0, None, empty) does not count, nor what belongs to it, so that a new option leaves
-    old rows valid; nor does how nodes that are off are left out, which changes no answer.
+    What is off (0, None, empty), or as it is without being set, does not count, nor what belongs to
+    it, so that a new option leaves old rows valid; nor does how nodes that are off are left out,
+    which changes no answer.
     """
     fields = {key: value for key, value in dataclasses.asdict(recipe).items() if value}
     fields["threshold"] = recipe.resolved_threshold
     idle = ["wiring", "seed", "skip", "skip_in_training"]
+    if recipe.path_gradient == "all":
+        idle.append("path_gradient")
     if recipe.macs_target is None:
         idle += ["macs_weight", "macs_start", "macs_fall", "macs_floor", "macs_spread", "noise_off"]
     if recipe.distill_from is None:

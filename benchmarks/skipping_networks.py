@@ -27,7 +27,7 @@ def create(settings, wiring, skip="never", **spec):
     import dgnet_keras as dg
 
     keras.utils.set_random_seed(0)
-    options = {}
+    options = {"path_gradient": "taken"} if wiring == "path" else {}  # else training skips nothing
     if wiring == "dynamic":
         options = {
             "skip": skip,

@@ -14,6 +14,8 @@ Init = Literal["open", "static"]
 INITS: tuple[Init, ...] = get_args(Init)
 Skip = Literal["auto", "never"]
 SKIPS: tuple[Skip, ...] = get_args(Skip)
+PathGradient = Literal["all", "taken"]
+PATH_GRADIENTS: tuple[PathGradient, ...] = get_args(PathGradient)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -29,6 +31,7 @@ class GraphKeywords(TypedDict, total=False):
     max_nodes: int | None
     skip: Skip
     skip_in_training: Skip
+    path_gradient: PathGradient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,12 @@ class GraphOptions:
             not computed for them, where shapes need not be static (they must be for XLA, hence
             on a TPU). `"never"`: it is, and multiplied by 0. Answers are the same.
         skip_in_training: the same in training. Batch normalisation takes its statistics from the
-            samples that take the node either way.
+            samples that take the node either way. Of paths with `path_gradient="taken"`.
+        path_gradient: of paths: which samples a choice learns from. `"all"`: training computes
+            every node for every sample, and normalises over all, so that a sample that passes a
+            node by says what the node would have been worth. `"taken"`: those alone that take the
+            node, which need not be computed for the others: cheaper steps, and many more of them
+            for the same accuracy.
 
     Raises:
         ValueError: for an unknown choice, or a value out of range.
@@ -79,6 +87,7 @@ class GraphOptions:
     max_nodes: int | None = None
     skip: Skip = "auto"
     skip_in_training: Skip = "auto"
+    path_gradient: PathGradient = "all"
 
     def __post_init__(self) -> None:
         check_choice("wiring", self.wiring, wirings())
@@ -86,6 +95,7 @@ class GraphOptions:
         check_choice("gate", self.gate, gates())
         check_choice("skip", self.skip, SKIPS)
         check_choice("skip_in_training", self.skip_in_training, SKIPS)
+        check_choice("path_gradient", self.path_gradient, PATH_GRADIENTS)
         nodes = self.max_nodes
         if nodes is not None and (type(nodes) is not int or nodes < 2):
             raise ValueError(
@@ -94,6 +104,11 @@ class GraphOptions:
         if self.wiring in PATHS:
             self._check_path()
             return
+        if self.path_gradient != "all":
+            raise ValueError(
+                f"`path_gradient` is of paths, `wiring` {' or '.join(map(repr, PATHS))}. "
+                f"Received: path_gradient={self.path_gradient!r}, wiring={self.wiring!r}"
+            )
         check_gate(
             self.gate,
             threshold=self.resolved_threshold,

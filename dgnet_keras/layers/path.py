@@ -40,7 +40,10 @@ def run_path(
     Returns:
         The last state, and the adjacency, (batch, N + 1, N + 1).
     """
-    step = _STEPS[form_of(blocks, options, training)]
+    if training and options.path_gradient == "all":
+        step = _all_training
+    else:
+        step = _STEPS[form_of(blocks, options, training)]
     taken = []
     for i, block in enumerate(blocks[1:], start=1):
         taken.append(take_node(i, state))
@@ -96,6 +99,21 @@ def _skipping(block, state, is_on):
     any_on = tf.reduce_any(is_on)
     case = tf.cast(any_on, tf.int32) + tf.cast(any_on & tf.reduce_all(is_on), tf.int32)
     return tf.switch_case(case, [lambda: state, some, lambda: without_losses(block, state)])
+
+
+def _all_training(block, state, taken):
+    """Computed and normalised for all samples, which all say what their choice is worth."""
+    outputs, is_on = block(state), taken > 0
+
+    @tf.custom_gradient
+    def merge(state, outputs, taken):
+        def gradient(upstream):
+            d_taken = _d_taken(upstream, state, outputs, taken.dtype)
+            return only(~is_on, upstream), only(is_on, upstream), d_taken
+
+        return tf.where(_column(is_on), outputs, state), gradient
+
+    return merge(state, outputs, taken)
 
 
 def _dense_training(block, state, taken):

@@ -5,7 +5,7 @@ import tensorflow as tf
 from catalog import create, images, randomize
 
 import dgnet_keras as dg
-from dgnet_keras.layers import GraphStage
+from dgnet_keras.layers import BatchNormalization, GraphStage
 from dgnet_keras.layers.path import path_adjacency
 from dgnet_keras.layers.path_router import PathGate, PathRouter, hard
 
@@ -73,11 +73,13 @@ def test_one_threshold_a_sample_is_taken(x):
         np.testing.assert_allclose(found[b], loop(stage, x[b : b + 1], limits[b])[0][0], atol=1e-6)
 
 
-@pytest.mark.parametrize("skip", ["auto", "never"])
-def test_the_choice_has_the_gradient_of_the_sigmoid_where_a_node_is_taken(x, skip):
+@pytest.mark.parametrize(
+    ("which", "skip"), [("all", "auto"), ("taken", "auto"), ("taken", "never")]
+)
+def test_the_choice_has_the_gradient_of_the_sigmoid(x, which, skip):
     """Against finite differences of what the output is if a sample takes a node a little less."""
     keras.config.set_dtype_policy("float64")
-    stage = stage_of(4, skip_in_training=skip)
+    stage = stage_of(4, path_gradient=which, skip_in_training=skip)
     weights = np.random.default_rng(2).normal(size=(len(x), 4, 4, CHANNELS))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(weights * stage(x, training=True)["features"])
@@ -101,7 +103,7 @@ def test_the_choice_has_the_gradient_of_the_sigmoid_where_a_node_is_taken(x, ski
     assert 0 < taken.mean() < 1
     for i in range(3):
         expected = 0.0
-        for b in np.flatnonzero(taken[:, i]):
+        for b in range(len(x)) if which == "all" else np.flatnonzero(taken[:, i]):
             less, step = taken.copy(), 1e-6
             less[b, i] -= step
             expected += (loss_with(taken) - loss_with(less)) / step * slopes[i][b]
@@ -206,3 +208,27 @@ def test_a_threshold_that_is_no_number_is_refused():
         stage.set_threshold(float("nan"))
     stage.set_threshold(float("inf"))
     assert stage.gates()[0].current_threshold() == np.inf
+
+
+def test_all_samples_are_normalised_together_where_all_say_what_a_choice_is_worth(x):
+    blocks = [keras.layers.Conv2D(CHANNELS, 3, padding="same", name="first")]
+    blocks += [BatchNormalization(name=f"norm{i}") for i in range(2)]
+    stage = GraphStage(blocks, wiring="path", name="stage1")
+    stage(x)
+    router = stage.routers()[1]
+    router.kernel.assign(np.random.default_rng(3).normal(size=router.kernel.shape))
+    (gate,) = stage.gates()
+    gate.noise.assign(0.0)
+    gate.set_threshold(3.0)
+    state = blocks[0](x)
+    taken = stage(x, training=True)["adjacency"]["stage1"].numpy()[:, 0, 1]
+    assert 0 < taken.mean() < 1
+    mean = (1 - blocks[1].momentum) * tf.reduce_mean(state, (0, 1, 2))  # from 0
+    np.testing.assert_allclose(blocks[1].moving_mean, mean, atol=1e-6)
+
+
+def test_the_gradient_of_paths_is_refused_elsewhere():
+    with pytest.raises(ValueError, match=r"`path_gradient` is of paths.*wiring='dynamic'"):
+        GraphStage(plain_blocks(2), name="stage1", path_gradient="taken")
+    with pytest.raises(ValueError, match=r"`path_gradient` must be one of"):
+        GraphStage(plain_blocks(2), name="stage1", wiring="path", path_gradient="some")
