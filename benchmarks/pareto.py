@@ -95,8 +95,7 @@ def plan(weights, epochs, *, validation=False, overrides=(), workdir, runs=None)
         runs: as `RUNS`, and these by default.
 
     Returns:
-        List of `accuracy_studies.Job`; a job with a target stands after the static one that it
-        learns from.
+        List of `accuracy_studies.Job`; a job that learns from another stands after it.
     """
     from train.classification.recipes import get_recipe
 

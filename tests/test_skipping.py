@@ -321,11 +321,19 @@ def test_a_network_and_a_batch_of_no_image(row):
     assert model(images(0)).shape == (0, 3)
 
 
-def test_normalisation_of_keras_is_named():
-    blocks = [
-        keras.Sequential([keras.layers.BatchNormalization()], name=f"block_{i}") for i in range(2)
-    ]
-    stage = GraphStage(blocks, name="stage1")
+def with_normalisation_of_keras(**options):
+    norms = (keras.Sequential([keras.layers.BatchNormalization()], name=f"b{i}") for i in range(2))
+    return GraphStage(list(norms), name="stage1", **options)
+
+
+def test_normalisation_of_keras_is_no_matter_where_all_samples_count(recwarn):
+    with_normalisation_of_keras(wiring="path").build((None, 4, 4, 2))
+    assert not [w for w in recwarn if "normalisation" in str(w.message)]
+
+
+@pytest.mark.parametrize("options", [{}, {"wiring": "path", "path_gradient": "taken"}])
+def test_normalisation_of_keras_is_named(options):
+    stage = with_normalisation_of_keras(**options)
     with pytest.warns(UserWarning, match="normalisation of Keras's own"):
         stage.build((None, 4, 4, 2))
     stage(signed(1, -1), training=True)

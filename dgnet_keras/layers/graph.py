@@ -176,7 +176,8 @@ class GraphStage(Composite):
                     f"gives {shapes[0]}, {block.name!r} gives {shapes[-1]}"
                 )
             settle_flags(block)
-        if self._gates:
+        counts_all = self.options.wiring in PATHS and self.options.path_gradient == "all"
+        if self._gates and not counts_all:
             check_normalization(self.blocks, self.name)
         for router in self.routers().values():
             router.build(shapes[0])

@@ -104,7 +104,7 @@ class GraphOptions:
         if self.wiring in PATHS:
             self._check_path()
             return
-        if self.path_gradient != "all":
+        if self.path_gradient != "all" and self.wiring != "chain":  # the twin of any network
             raise ValueError(
                 f"`path_gradient` is of paths, `wiring` {' or '.join(map(repr, PATHS))}. "
                 f"Received: path_gradient={self.path_gradient!r}, wiring={self.wiring!r}"

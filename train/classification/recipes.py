@@ -254,7 +254,8 @@ RECIPES = {
         random_shift=4,
     ),
     # Paths from a trained network. First the static network on these images, then paths from it.
-    # Measured: 89.55 % static, 89.07 % at 0.548 of its multiply-adds (docs/paths.md).
+    # Measured: 89.55 % static, 89.07 % at 0.548 of its multiply-adds (docs/paths.md), with
+    # path_gradient=taken, which was the only way then.
     #   python -m train.imagenet --config cifar10_resnet56_path --data-dir DIR --workdir runs/static
     #     --init-from cifar_resnets.npz --set wiring=chain --set macs_target=null --set epochs=5
     #     --set learning_rate=0.01 --set weight_decay=5e-5

@@ -75,5 +75,10 @@ def test_a_network_to_learn_from_may_be_of_another_variant(tmp_path):
     teacher = create_teacher(dataclasses.replace(own, distill_model="resnet20_cifar"), 10)
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     np.testing.assert_array_equal(teacher(images), network(images))
+    taken = dataclasses.replace(get_recipe("digits_resnet20_path", TINY), path_gradient="taken")
+    teacher = create_teacher(
+        dataclasses.replace(taken, distill_from=str(file), distill_model="resnet20_cifar"), 10
+    )
+    np.testing.assert_array_equal(teacher(images), network(images))
     with pytest.raises(ValueError, match="`distill_model` is the variant of what lies at"):
         get_recipe("digits_resnet20_path", [*TINY, "distill_model=resnet20_cifar"])
