@@ -108,6 +108,8 @@ def plan(weights, epochs, *, validation=False, overrides=(), workdir, runs=None)
             recipe = dataclasses.replace(
                 base, model=run.model, wiring=run.wiring, macs_target=run.target, seed=seed
             )
+            if run.wiring == "learned_path":  # has the same path, and so one target, for all
+                recipe = dataclasses.replace(recipe, macs_spread=0.0)
             if run.teacher is not None:
                 recipe = dataclasses.replace(
                     recipe,

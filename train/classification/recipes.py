@@ -255,7 +255,7 @@ RECIPES = {
     ),
     # Paths from a trained network. First the static network on these images, then paths from it.
     # Measured: 89.55 % static, 89.07 % at 0.548 of its multiply-adds (docs/paths.md), with
-    # path_gradient=taken, which was the only way then.
+    # path_gradient=taken and macs_spread=0, which was the only way then.
     #   python -m train.imagenet --config cifar10_resnet56_path --data-dir DIR --workdir runs/static
     #     --init-from cifar_resnets.npz --set wiring=chain --set macs_target=null --set epochs=5
     #     --set learning_rate=0.01 --set weight_decay=5e-5
@@ -272,6 +272,7 @@ RECIPES = {
         warmup_epochs=0.05,
         weight_decay=1e-4,
         macs_fall=0.35,
+        macs_spread=0.27,
         random_flip=True,
         random_shift=4,
         cache=True,
