@@ -14,7 +14,9 @@ from dgnet_keras.backbones.model import GraphModel, construction_scope
 from dgnet_keras.budget import check_spread, doubt_of
 from dgnet_keras.checks import closest, is_integer, is_number
 from dgnet_keras.convert import load_weights
+from dgnet_keras.distillation import Distillation
 from dgnet_keras.layers.composite import Change, Made
+from dgnet_keras.layers.graph import trace_anew
 from dgnet_keras.layers.initializers import next_seed
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
 from dgnet_keras.preprocessing import Preprocessing
@@ -50,6 +52,8 @@ class Classifier(GraphModel):
         ValueError: if `num_classes` is not a positive integer, `dropout` not in [0, 1), or the
             backbone none of this package.
     """
+
+    _distillation: Distillation | None = None
 
     def __init__(
         self,
@@ -100,6 +104,42 @@ class Classifier(GraphModel):
         self.macs_weight = macs_weight
         self.macs_spread = macs_spread
         self.macs_target = macs_target
+
+    def distill_from(
+        self, teacher: keras.Model | None, *, weight: float = 1.0, temperature: float = 1.0
+    ) -> None:
+        """Has training learn from a teacher's probabilities besides the labels.
+
+        To the loss comes `weight` times `distillation.divergence` from them, mean over the images,
+        which the teacher sees as this model does, augmented. With `macs_spread`, the doubt is the
+        teacher's. Sample weights do not count in it. The teacher is not trained, no part of this
+        model, and not saved with it.
+
+        Args:
+            teacher: a model of the same preprocessed images to logits of the same classes, such as
+                the static network that this one started from; None ends it.
+            weight: of this loss, at least 0.
+            temperature: that both models' logits are divided by, above 0.
+
+        Raises:
+            ValueError: for a value out of range, or a teacher that is this model, takes other
+                images, has other classes or another mean and standard deviation.
+        """
+        found = None if teacher is None else Distillation(teacher, weight, temperature)
+        if found is not None:
+            found.check_fits(self)
+        self._set("_distillation", found)
+        trace_anew(self)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """As of `GraphModel`; in training it adds the loss of `distill_from`."""
+        distillation = self._distillation if training else None
+        if distillation is None:
+            return super().call(inputs, training=training, mask=mask)
+        wanted = distillation.answers(inputs)
+        outputs = self._call(inputs, training, mask, doubt=doubt_of(wanted))
+        self._add_loss(distillation.loss(wanted, outputs))
+        return outputs
 
     @property
     def macs_spread(self) -> float:

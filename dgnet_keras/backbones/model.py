@@ -136,13 +136,20 @@ class GraphModel(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """As `keras.Model.call`; refuses raw images, which Keras would cast without a word."""
+        return self._call(inputs, training, mask)
+
+    def _call(self, inputs, training, mask, doubt=None):
+        """`call`; `doubt` is that of `call_with_budget`."""
         for images in keras.tree.flatten(inputs):
             check_preprocessed(images)
         if self.budget is None or not (training or self.budget.is_measuring):
             return super().call(inputs, training=training, mask=mask)
-        outputs, loss, _ = self.call_with_budget(inputs, training=training)
-        keras.layers.Layer.add_loss(self, loss)  # Functional has none of its own
+        outputs, loss, _ = self.call_with_budget(inputs, training=training, doubt=doubt)
+        self._add_loss(loss)
         return outputs
+
+    def _add_loss(self, loss):
+        keras.layers.Layer.add_loss(self, loss)  # Functional has none of its own
 
     def call_with_budget(
         self,

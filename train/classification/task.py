@@ -10,9 +10,10 @@ import tensorflow as tf
 from dgnet_keras import connectivity
 from dgnet_keras.budget import Pressure, apply_pressure, doubt_of
 from dgnet_keras.complexity import model_costs
+from dgnet_keras.distillation import divergence
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.weights import is_wiring_weight
-from train.classification.losses import divergence, losses_of
+from train.classification.losses import losses_of
 from train.classification.optimizers import is_decayed
 
 

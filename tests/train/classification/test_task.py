@@ -13,7 +13,7 @@ from dgnet_keras.convert import is_wiring_weight
 from train import strategies
 from train.classification import input_pipeline, optimizers, task
 from train.classification.datasets import ImageData, Split
-from train.classification.losses import divergence, losses_of
+from train.classification.losses import losses_of
 from train.classification.model import create_model, norms, trained_variables
 from train.classification.recipes import get_recipe
 from train.classification.run import ClassificationRun
@@ -301,14 +301,3 @@ def test_an_evaluation_finds_what_the_adjacency_of_its_images_shows(data):
     untrained = task.Evaluator(create_model(recipe, 10), recipe, strategy, batches)
     untrained.evaluate(tf.constant(4))
     assert "collapsed" in [finding.kind for finding in untrained.findings]
-
-
-def test_divergence_is_kullback_and_leiblers_times_the_squared_temperature():
-    rng = np.random.default_rng(0)
-    wanted, given = rng.normal(size=(2, 4, 3)).astype("float32")
-    for temperature in (1.0, 4.0):
-        p, q = (np.exp(z / temperature) for z in (wanted, given))
-        p, q = (x / x.sum(axis=1, keepdims=True) for x in (p, q))
-        expected = temperature**2 * (p * np.log(p / q)).sum(axis=1)
-        np.testing.assert_allclose(divergence(wanted, given, temperature), expected, rtol=1e-4)
-    np.testing.assert_allclose(divergence(wanted, wanted, 2.0), np.zeros(4), atol=1e-6)
