@@ -1,7 +1,8 @@
 """Inference time of finished runs of `benchmarks.pareto`, in turns with the static ResNet-56."""
 
-from benchmarks.measure import environment, in_turns, paired_ratios
+from benchmarks.measure import environment, paired_ratios
 from benchmarks.pareto_finished import Finished
+from train.turns import in_turns
 
 BATCHES = {"1": 48, "128": 2}  # batch to number of batches of test images
 REPEATS = 21

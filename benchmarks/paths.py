@@ -21,6 +21,7 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import measure, skipping_networks, skipping_paths, speed_networks
+from train.turns import in_turns
 
 # Network: size in pixels, and (mode, batch) pairs.
 NETWORKS = {
@@ -112,7 +113,7 @@ def measure_here(settings, repeats):
         )[0]
         for name, model in models.items()
     }
-    times = measure.in_turns(steps, repeats)
+    times = in_turns(steps, repeats)
     return {
         "measured_share": measure.rounded(share),
         **measure.fields_of(times, [("path", "chain")]),

@@ -4,6 +4,7 @@ import itertools
 import math
 
 from benchmarks import measure, skipping_paths, speed_networks
+from train.turns import in_turns
 
 CONTESTANTS = ("chain", "skip", "never", "peer")
 ONE_BY_ONE = 8  # images of a measurement at batch 1
@@ -175,7 +176,7 @@ def measure_times(settings, repeats, seconds=math.inf):
         )[0]
         for name, model in models.items()
     }
-    times = measure.in_turns(steps, repeats, seconds)
+    times = in_turns(steps, repeats, seconds)
     return {
         **fields,
         "turns": len(times["chain"]),

@@ -4,6 +4,7 @@ Imported by `benchmarks.speed`, whose table `aggregation` this is.
 """
 
 from benchmarks import measure
+from train.turns import in_turns
 
 # Batch, height and width in pixels, channels, sources.
 SHAPES = (
@@ -102,7 +103,7 @@ def measure_times(settings, repeats):
     made = functions(settings["mode"])
     traced = {n: made[n].get_concrete_function(*inputs) for n in settings["contestants"]}
     steps = {name: lambda f=function: f(*inputs) for name, function in traced.items()}
-    times = measure.in_turns(steps, repeats)
+    times = in_turns(steps, repeats)
     maps = sources + 1 if settings["mode"] == "sum" else 2 * sources + 1
     least = 4 * maps * batch * size**2 * channels
     spreads = {name: measure.spread([1000 * t for t in v]) for name, v in times.items()}
@@ -138,7 +139,7 @@ def measure_bandwidth(settings, repeats):
         "tensorflow_copy": lambda: tf.raw_ops.DeepCopy(x=x),
         "tensorflow_add": lambda: add(x, y),
     }
-    times = measure.in_turns(steps, dict.fromkeys(steps, next(iter(repeats.values()))))
+    times = in_turns(steps, dict.fromkeys(steps, next(iter(repeats.values()))))
     spreads = {name: measure.spread([1000 * t for t in v]) for name, v in times.items()}
     arrays = {name: 2 if name.endswith("copy") else 3 for name in steps}
     return {

@@ -14,6 +14,7 @@ import time
 import unittest.mock
 
 from benchmarks import measure
+from train.turns import in_turns
 
 PEERS = ("keras_applications", "keras_groups")
 STAGE_FILTERS = 64
@@ -176,7 +177,7 @@ def measure_times(settings, repeats):
         steps[name], _, _ = prepare(model, settings["mode"], settings["batch"], name)
         parameters[name] = sum(math.prod(v.shape) for v in model.trainable_variables)
         macs[name] = count_macs(model)
-    times = measure.in_turns(steps, repeats)
+    times = in_turns(steps, repeats)
     fields = measure.fields_of(times, pairs(settings["contestants"]))
     ratios = fields["ratios"]
     return {

@@ -1,10 +1,17 @@
-"""The command line: python -m dgnet_keras list|info|plot|export|predict|serve-config."""
+"""The command line: python -m dgnet_keras list|info|adapt|plot|export|predict|serve-config."""
 
 import argparse
 import os
 import sys
 
-from dgnet_keras.commands import exporting, listing, plotting, predicting, serve_config
+from dgnet_keras.commands import (
+    adapting,
+    exporting,
+    listing,
+    plotting,
+    predicting,
+    serve_config,
+)
 from dgnet_keras.user_warnings import on_one_line
 
 
@@ -16,7 +23,7 @@ def parse_args(argv=None):
         epilog="Example: python -m dgnet_keras info resnet50 --image-size 288",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (listing, plotting, exporting, predicting, serve_config):
+    for group in (listing, adapting, plotting, exporting, predicting, serve_config):
         group.add_parsers(commands)
     return parser.parse_args(argv)
 

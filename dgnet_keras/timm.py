@@ -107,26 +107,43 @@ def from_timm(array: ArrayLike, rank: int) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
+def is_hub_name(path: str | os.PathLike[str]) -> bool:
+    """Whether this can be the name of a hub repository, and is no file or folder."""
+    path = os.fspath(path)
+    is_path = path.endswith(".safetensors") or path.startswith((".", "/", "~"))
+    return not is_path and path.count("/") == 1 and not os.path.exists(path)
+
+
+def hub_file(name: str, file: str) -> str:
+    """The local copy of a file of a Hugging Face hub repository.
+
+    Raises:
+        ImportError: without huggingface_hub.
+        ConnectionError: if the hub cannot be reached, or has no such file.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is not a file; to load it from the Hugging Face hub, install "
+            "dgnet_keras[hub] (the package huggingface_hub)."
+        ) from error
+    try:
+        return hf_hub_download(name, file)
+    except Exception as error:
+        raise ConnectionError(
+            f"Could not get {file} of {name} from the Hugging Face hub: {error}"
+        ) from error
+
+
 def _locate(path):
     """The local file of a path or hub name."""
     path = os.fspath(path)
     if os.path.exists(path):
         return path
-    if path.endswith(".safetensors") or path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if not is_hub_name(path):
         raise FileNotFoundError(
             f"No weights file at {path}. Expected a .safetensors file, or the name of a hub "
             "repository such as timm/resnet50.a1_in1k"
         )
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is not a file; to load it from the Hugging Face hub, install "
-            "dgnet_keras[hub] (the package huggingface_hub)."
-        ) from error
-    try:
-        return hf_hub_download(path, "model.safetensors")
-    except Exception as error:
-        raise ConnectionError(
-            f"Could not get model.safetensors of {path} from the Hugging Face hub: {error}"
-        ) from error
+    return hub_file(path, "model.safetensors")

@@ -184,7 +184,7 @@ def load_keras(model: keras.Model, path: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         with reading(path, "Keras"), zipfile.ZipFile(path) as archive:
             inner = archive.extract("model.weights.h5", folder)
-            config = _backbone_config(json.loads(archive.read("config.json")))
+        config = backbone_config(saved_config(path))
         scale = config.get("edge_scale") or default_edge_scale(config["init"]) if config else None
         loaded = load_h5(model, inner, name=path, edge_scale=scale)
     if config:
@@ -192,13 +192,23 @@ def load_keras(model: keras.Model, path: str) -> list[str]:
     return loaded
 
 
-def _backbone_config(config):
+def saved_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration in a file of `model.save`, of which nothing is run.
+
+    Raises:
+        ValueError: if the file is not whole.
+    """
+    with reading(path, "Keras"), zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("config.json"))
+
+
+def backbone_config(config: Any) -> dict[str, Any] | None:
     """The configuration of the backbone in that of a saved model; None if it has none."""
     if isinstance(config, dict):
         if "edge_scale" in config:
             return config
         config = list(config.values())
-    found = map(_backbone_config, config) if isinstance(config, list) else ()
+    found = map(backbone_config, config) if isinstance(config, list) else ()
     return next((value for value in found if value is not None), None)
 
 

@@ -11,6 +11,7 @@ from benchmarks import (
     skipping_paths,
 )
 from dgnet_keras.complexity import model_costs
+from train.turns import in_turns
 
 SETTINGS = {
     "model": "resnet20_cifar",
@@ -106,7 +107,7 @@ def test_a_row_has_all_contestants(changes):
 
 
 def test_a_row_ends_when_its_time_is_over():
-    times = measure.in_turns({"a": lambda: None}, {"a": 50}, seconds=0)
+    times = in_turns({"a": lambda: None}, {"a": 50}, seconds=0)
     assert len(times["a"]) == 1
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure, speed, speed_aggregation, speed_networks, speed_plots
 from dgnet_keras.layers.conv import GroupedConv2D
+from train.turns import in_turns
 
 ENVIRONMENT = {
     "commit": "abc",
@@ -23,7 +24,7 @@ ENVIRONMENT = {
 def test_contestants_take_turns_in_rotating_order():
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = measure.in_turns(steps, {"a": 2, "b": 1, "c": 2})
+    times = in_turns(steps, {"a": 2, "b": 1, "c": 2})
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 1, "c": 2}
     # Two turns to warm up; b sits out the last.
     assert "".join(calls) == "abc" + "bca" + "cab" + "ac"

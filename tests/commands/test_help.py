@@ -31,7 +31,9 @@ def test_a_module_that_is_a_command(name, capsys):
     assert f"python -m {name} " in text.partition("\n")[2]  # not in the usage line alone
 
 
-@pytest.mark.parametrize("name", ["list", "info", "plot", "export", "predict", "serve-config"])
+@pytest.mark.parametrize(
+    "name", ["list", "info", "adapt", "plot", "export", "predict", "serve-config"]
+)
 def test_a_command_of_the_package(name, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_args([name, "--help"])

@@ -30,6 +30,7 @@ def test_mistakes_end_with_one_sentence(arguments, message):
         "export MISSING out",
         "export run out --labels MISSING",
         "serve-config MISSING",
+        "adapt MISSING --data-dir images --workdir out",
     ],
 )
 def test_a_path_that_does_not_exist_is_named_as_that(line, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from train.weights import BEST_WEIGHTS, load_initial_weights, save_weights
 from train.workdir import read_json, write_json
 
 
-def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=None):
+def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=None, summary=True):
     """Trains, evaluates, saves, draws and exports a model.
 
     Args:
@@ -31,6 +31,8 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         data_dir: where the data lies, see `train.classification.datasets.load_data`.
         strategy: see `train.strategies.make_strategy`.
         init_from: weights to start from, or None; see `train.weights.load_initial_weights`.
+        summary: whether some images are predicted from the export and left in `samples/`, and a
+            table of the results is printed.
 
     Returns:
         Dict, the content of `results.json`; empty in workers that are not the chief.
@@ -66,9 +68,11 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         if not session.is_chief:
             return {}
         results = report.write_results(run, session.workdir, findings)
-        samples = report.predict_samples(data, session.workdir)
-        session.console.print(report.samples_table(samples))
-    session.show(results)
+        if summary:
+            samples = report.predict_samples(data, session.workdir)
+            session.console.print(report.samples_table(samples))
+    if summary:
+        session.show(results)
     return results
 
 

@@ -1,0 +1,130 @@
+"""From a trained network to a faster one: one command, on three of scikit-learn's digits."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import dgnet_keras as dg
+from dgnet_keras.__main__ import main
+from train.classification.recipes import get_recipe
+from train.classification.run import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("adapting")]
+STATIC = (
+    "wiring=chain",
+    "macs_target=null",
+    "dataset=folder",
+    "model_overrides.depths=[1,3]",
+    "model_overrides.widths=[8,16]",
+    "input_shape=[8,8,3]",
+    "batch_size=16",
+    "epochs=4",
+)
+
+
+def write_digits(folder, digits, names):
+    """Class folders of real digits, of which every fifth image is held out."""
+    data = load_digits()
+    for digit, name in zip(digits, names, strict=True):
+        chosen = data.images[data.target == digit]
+        for k, image in enumerate(chosen):
+            place = folder / ("train" if k % 5 else "test") / name
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.round(image * (255 / 16)).astype("uint8")
+            Image.fromarray(pixels).convert("RGB").save(place / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    return write_digits(folder, (0, 1, 4), ("four", "one", "zero"))
+
+
+@pytest.fixture(scope="module")
+def static(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static")
+    train(get_recipe("digits_resnet20_path", STATIC), folder, data_dir=str(digits))
+    return folder
+
+
+def adapt(source, digits, workdir, *flags):
+    arguments = ["--data-dir", str(digits), "--workdir", str(workdir), "--epochs", "3"]
+    main(["adapt", str(source), *arguments, "--set", "random_flip=false", *flags])
+    return json.loads((workdir / "adapt.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def adapted(static, digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapted")
+    return folder, adapt(static, digits, folder, "--macs", "0.8")
+
+
+def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted):
+    folder, rows = adapted
+    before = json.loads((static / "results.json").read_text())
+    assert rows["static"]["test_accuracy"] == pytest.approx(before["test_accuracy"])
+    assert rows["static"]["share_of_macs"] == 1
+    found = json.loads((folder / "paths" / "results.json").read_text())
+    assert rows["paths"]["test_accuracy"] == found["test_accuracy"]
+    assert rows["paths"]["share_of_macs"] == found["share_of_macs"]
+    dial = rows["paths"]["dial"]
+    assert {p["accuracy"] for p in dial if p["threshold"] == rows["paths"]["threshold"]} == {
+        rows["paths"]["test_accuracy"]
+    }
+    for row in rows.values():
+        assert sorted(row["milliseconds"]) == ["1", "32"]
+        assert min(row["milliseconds"].values()) > 0
+    assert (folder / "paths" / "export" / "1" / "saved_model.pb").exists()
+    config = json.loads((folder / "paths" / "config.json").read_text())
+    assert config["distill_from"] == config["init_from"] == str(static)
+    assert config["model_overrides"] == {"depths": [1, 3], "widths": [8, 16]}
+    assert config["batch_size"] < 128  # of 432 images
+
+
+def test_the_same_command_again_says_the_same(static, digits, adapted):
+    folder, rows = adapted
+    again = adapt(static, digits, folder, "--macs", "0.8")
+    for name, row in again.items():
+        for key in ("test_accuracy", "share_of_macs"):
+            assert row[key] == rows[name][key]
+
+
+def test_other_classes_are_fitted_first(static, tmp_path):
+    data = write_digits(tmp_path / "data", (2, 7), ("seven", "two"))
+    rows = adapt(static, data, tmp_path / "out", "--macs", "0.8", "--fit-epochs", "4")
+    results = json.loads((tmp_path / "out" / "static" / "results.json").read_text())
+    assert rows["static"]["test_accuracy"] == pytest.approx(results["test_accuracy"])
+    assert rows["static"]["test_accuracy"] > 0.8
+    model = keras.models.load_model(tmp_path / "out" / "paths" / "model.keras")
+    assert (model.num_classes, model.wiring) == (2, "path")
+
+
+def test_a_network_without_named_classes_must_know_the_data(static, digits, tmp_path):
+    """Its classes in another order would teach nonsense."""
+    shutil.copy(static / "model.keras", tmp_path / "static.keras")
+    other = tmp_path / "data"
+    for name, renamed in (("four", "zebra"), ("one", "ape"), ("zero", "cat")):
+        for split in ("train", "test"):
+            shutil.copytree(digits / split / name, other / split / renamed)
+    with pytest.raises(SystemExit, match=r"no more than by guessing.*ape, cat, zebra"):
+        adapt(tmp_path / "static.keras", other, tmp_path / "out")
+    assert not (tmp_path / "out" / "paths").exists()
+    with pytest.raises(SystemExit, match=r"others than those of .*Received: fit_epochs=0"):
+        adapt(static, other, tmp_path / "out", "--fit-epochs", "0")
+
+
+def test_times_are_of_the_models_as_they_are(static, digits):
+    from train.classification.adapting import milliseconds
+    from train.classification.datasets import load_data
+
+    model = keras.models.load_model(static / "model.keras", compile=False)
+    data = load_data(get_recipe("digits_resnet20_path", STATIC), str(digits))
+    large = dg.create("resnet110_cifar", num_classes=3, input_shape=(8, 8, 3), wiring="chain")
+    found = milliseconds({"small": model, "large": large}, data.test)
+    assert found["large"]["32"] > found["small"]["32"]

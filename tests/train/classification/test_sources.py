@@ -1,0 +1,97 @@
+"""What a trained network's file or folder says of it."""
+
+import json
+import shutil
+
+import keras
+import pytest
+
+import dgnet_keras as dg
+from train.classification.sources import find_source
+
+SIZES = {"depths": (1, 2), "widths": (4, 8), "input_shape": (16, 16, 3), "num_classes": 3}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = dg.create("resnet20_cifar", wiring="chain", **SIZES)
+    model.preprocessing = dg.Preprocessing((16, 16), 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    model.save(tmp_path / "static.keras")
+    return tmp_path / "static.keras"
+
+
+def test_a_keras_file_tells_variant_sizes_and_pixels(saved):
+    found = find_source(saved)
+    assert (found.weights, found.model) == (str(saved), "resnet20_cifar")
+    assert found.model_overrides == {"depths": (1, 2), "widths": (4, 8)}
+    assert found.settings == {
+        "input_shape": (16, 16, 3),
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop": 0.9,
+    }
+
+
+def test_the_folder_of_a_run_tells_its_classes_too(tmp_path):
+    config = {
+        "model": "resnet56_cifar",
+        "model_overrides": {"stem_strides": 2},
+        "wiring": "chain",
+        "input_shape": [32, 32, 3],
+        "mean": None,
+        "std": None,
+        "crop": 1.0,
+        "data": {"class_names": ["cat", "dog"]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = find_source(tmp_path)
+    assert (found.model, found.class_names) == ("resnet56_cifar", ("cat", "dog"))
+    assert found.model_overrides == {"stem_strides": 2}
+    assert found.settings["input_shape"] == (32, 32, 3)
+
+
+def test_timm_tells_by_name_and_by_what_lies_beside(tmp_path):
+    file = tmp_path / "resnet50.a1_in1k" / "model.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    assert find_source(file).model == "resnet50"
+    shutil.copy(file, tmp_path / "regnetx_016.tv2_in1k.safetensors")
+    assert find_source(tmp_path / "regnetx_016.tv2_in1k.safetensors").model == "regnetx_016"
+    pixels = {"input_size": [3, 288, 256], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.95}
+    config = {"architecture": "resnet34", "num_classes": 7, "pretrained_cfg": pixels}
+    file.with_name("config.json").write_text(json.dumps(config))
+    found = find_source(file)
+    assert found.model == "resnet34"
+    assert found.settings == {
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "crop": 0.95,
+        "input_shape": (288, 256, 3),
+    }
+
+
+def test_a_file_of_weights_alone_needs_the_variant(tmp_path):
+    file = tmp_path / "static.weights.h5"
+    file.touch()
+    assert find_source(file, "resnet50").model == "resnet50"
+    with pytest.raises(ValueError, match=r"does not say which variant it is: give it with --model"):
+        find_source(file)
+    with pytest.raises(ValueError, match=r"Unknown variant 'resnet5O'.*Did you mean 'resnet50'"):
+        find_source(file, "resnet5O")
+
+
+def test_other_networks_are_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"holds a resnet20_cifar\. Received: --model resnet50"):
+        find_source(saved, "resnet50")
+    other = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten()])
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"must hold a model that `dgnet_keras.create` made"):
+        find_source(tmp_path / "other.keras")
+    dg.create("resnet20_cifar", wiring="path", **SIZES).save(tmp_path / "path.keras")
+    with pytest.raises(ValueError, match=r"A static network is needed.*of wiring 'path'"):
+        find_source(tmp_path / "path.keras")
+    with pytest.raises(FileNotFoundError, match=r"No trained network at .*nothing.keras"):
+        find_source(tmp_path / "nothing.keras")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"is not the folder of a run"):
+        find_source(tmp_path / "folder")

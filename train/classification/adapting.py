@@ -1,0 +1,233 @@
+"""From a trained static network to one that computes less: paths from it, and a table of both."""
+
+import dataclasses
+import pathlib
+import statistics
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from dgnet_keras.weights import HEAD
+from train.classification import input_pipeline
+from train.classification.datasets import load_data
+from train.classification.model import create_model
+from train.classification.recipes import RECIPES, get_recipe
+from train.classification.run import configure, train
+from train.classification.sources import find_source
+from train.turns import in_turns
+from train.weights import load_initial_weights
+from train.workdir import write_json
+
+# The settings that were measured.
+RECIPE = RECIPES["cifar10_resnet56_path"]
+SMALL = 64  # pixels: images up to this are shifted, larger ones cropped
+FEWEST_STEPS, SMALLEST_BATCH = 50, 16  # of an epoch; in images
+BY_CHANCE = 1.2  # times the accuracy of guessing
+TIMED = (1, 32)  # images a call
+TURNS, SECONDS = 60, 30
+
+
+def adapt(
+    source,
+    data_dir,
+    workdir,
+    *,
+    macs=0.6,
+    model=None,
+    epochs=10,
+    fit_epochs=None,
+    overrides=(),
+    strategy="one_device",
+):
+    """Makes paths of a trained static network, which compute a share of its multiply-adds.
+
+    The paths learn from the network and from labels. Where the data has other classes than the
+    network, or where `fit_epochs` says so, the static network itself is fitted to the data first.
+    The same call goes on with what was stopped.
+
+    Args:
+        source: the trained network, see `sources.find_source`.
+        data_dir: folder of images, see `datasets.load_data`.
+        workdir: folder for the runs, `paths` and, where the static network is fitted, `static`;
+            and for `adapt.json`.
+        macs: share of the static network's multiply-adds to compute, in (0, 1].
+        model: the network's variant, where it does not say so itself.
+        epochs: of the paths.
+        fit_epochs: of the static network; None means none, or `epochs` where classes differ.
+        overrides: `key=value` strings, changes to the recipe.
+        strategy: see `train.strategies.make_strategy`.
+
+    Returns:
+        Dict, the content of `adapt.json`: of `"static"` and of `"paths"` a dict of
+        `test_accuracy`, `share_of_macs`, and `milliseconds`, the median time of a call, by its
+        number of images; of `"paths"` also `threshold`, and `dial`, what other thresholds give, a
+        list of dicts of `threshold`, `share_of_macs` and `accuracy`.
+
+    Raises:
+        ValueError: also if the network knows no more of the data than one that guesses.
+    """
+    workdir, console = pathlib.Path(workdir), Console()
+    found = find_source(source, model)
+    data, recipe = _prepared(found, data_dir, macs, epochs, overrides)
+    configure(recipe)
+    options = {"data_dir": data_dir, "strategy": strategy, "summary": False}
+    static, weights = dataclasses.replace(recipe, wiring="chain", macs_target=None), found.weights
+    network, is_fitted = _load(static, found, weights, data)
+    if fit_epochs is None:
+        fit_epochs = 0 if is_fitted else epochs
+    if not fit_epochs and not is_fitted:
+        raise ValueError(
+            f"The network must be fitted to the classes of {data_dir}, which are others than those "
+            f"of {source}. Received: fit_epochs={fit_epochs}"
+        )
+    if fit_epochs:
+        console.rule(f"The static network, fitted to these images in {fit_epochs} epochs")
+        static = dataclasses.replace(static, epochs=fit_epochs)
+        folder = workdir / "static"
+        train(static, folder, init_from=weights, **options)
+        weights = str(folder)
+        network, _ = _load(static, found, weights, data)
+    accuracy = evaluate(network, data.test)
+    if not fit_epochs and accuracy < BY_CHANCE / len(data.class_names):
+        raise ValueError(
+            f"{source} is right for {100 * accuracy:.1f} % of the held-out images, which is no "
+            "more than by guessing. Its classes must be those of the folders, in the order of "
+            f"their names: {', '.join(data.class_names[:5])}, ... A network of other classes is "
+            "fitted to these first with fit_epochs"
+        )
+    console.rule(f"Paths at {macs} of its multiply-adds")
+    recipe = dataclasses.replace(recipe, distill_from=weights)
+    folder = workdir / "paths"
+    results = train(recipe, folder, init_from=weights, **options)
+    if not results:  # of a worker that is not the chief
+        return {}
+    paths = keras.models.load_model(folder / "model.keras", compile=False)
+    times = milliseconds({"static": network, "paths": paths}, data.test)
+    dial = results["calibration"]["curve"]
+    rows = {
+        "static": {"test_accuracy": accuracy, "share_of_macs": 1.0},
+        "paths": {key: results[key] for key in ("test_accuracy", "share_of_macs")},
+    }
+    rows = {name: {**row, "milliseconds": times[name]} for name, row in rows.items()}
+    rows["paths"] |= {"threshold": results["calibration"]["threshold"], "dial": dial}
+    write_json(workdir / "adapt.json", rows)
+    console.print(table(rows, len(data.test)))
+    console.print(f"SavedModel: {folder / 'export'}", markup=False, highlight=False)
+    return rows
+
+
+def _prepared(found, data_dir, macs, epochs, overrides):
+    """The data, and the recipe of the paths for it."""
+    shape = found.settings.get("input_shape") or _usual_shape(found.model)
+    large = min(shape[:2]) > SMALL
+    changes = {
+        **found.settings,
+        "model": found.model,
+        "model_overrides": found.model_overrides,
+        "input_shape": shape,
+        "epochs": epochs,
+        "macs_target": macs,
+        "random_shift": 0 if large else max(1, min(shape[:2]) // 8),
+        "random_resized_crop": 0.35 if large else 0.0,
+        "cache": False,
+    }
+    base = dataclasses.replace(RECIPE, **changes)
+    recipe = get_recipe("adapt", overrides, {"adapt": base})
+    data = load_data(recipe, data_dir)
+    if any(item.startswith("batch_size=") for item in overrides):
+        return data, recipe
+    batch_size = recipe.batch_size
+    while batch_size > SMALLEST_BATCH and len(data.train) < FEWEST_STEPS * batch_size:
+        batch_size //= 2
+    rate = base.learning_rate * batch_size / base.batch_size
+    base = dataclasses.replace(base, batch_size=batch_size, learning_rate=rate)
+    return data, get_recipe("adapt", overrides, {"adapt": base})
+
+
+def _usual_shape(model):
+    from dgnet_keras.classifier import family_of
+
+    size = family_of(model).variants[model].default_image_size
+    return size, size, 3
+
+
+def _load(recipe, found, weights, data):
+    """A static network with its weights, and whether its classes are those of the data."""
+    network = create_model(recipe, len(data.class_names))
+    loaded = load_initial_weights(network, weights, "SOURCE")
+    names = found.class_names or data.class_names
+    return network, HEAD[0] in loaded and tuple(names) == tuple(data.class_names)
+
+
+def evaluate(model, split, batch_size=128):
+    """Accuracy of a classifier on a split, of the images that can be decoded."""
+    right = count = 0.0
+    for batch in input_pipeline.test_batches(split, model.preprocessing, batch_size):
+        found = model.predict_on_batch(batch["image"]).argmax(axis=1)
+        weight = batch["weight"].numpy()
+        right += (weight * (found == batch["label"].numpy())).sum()
+        count += weight.sum()
+    return float(right / count)
+
+
+def milliseconds(models, split):
+    """Median times of calls, in turns, of images of a split that no two calls in a row share.
+
+    Args:
+        models: dict of name to classifier, of equal preprocessing.
+        split: whose images are taken, over and over.
+
+    Returns:
+        Dict of name to a dict of the number of images in a call, as a string, to milliseconds.
+    """
+    some = split.sample(256)
+    (first, *_) = models.values()
+    batches = input_pipeline.test_batches(some, first.preprocessing, 32)
+    images = np.concatenate([batch["image"].numpy() for batch in batches])
+    times = {name: {} for name in models}
+    for size in TIMED:
+        steps = {name: _calls(model, images, size) for name, model in models.items()}
+        taken = in_turns(steps, dict.fromkeys(steps, TURNS), SECONDS)
+        for name, seconds in taken.items():
+            times[name][str(size)] = round(1000 * statistics.median(seconds), 3)
+    return times
+
+
+def _calls(model, images, size):
+    """A function that classifies the next images, `size` of them."""
+    spec = tf.TensorSpec((size, *images.shape[1:]), tf.float32)
+    answer = tf.function(
+        lambda x: model(x, training=False), input_signature=[spec], autograph=False
+    )
+    starts = iter(range(0, 10**9, size))
+
+    def call():
+        at = (next(starts) + np.arange(size)) % len(images)
+        answer(images[at]).numpy()
+
+    return call
+
+
+def table(rows, images):
+    """A table of what `adapt` returns."""
+    shown = Table(title=f"{images} held-out images; times on this machine, in turns")
+    static, paths = rows["static"], rows["paths"]
+    sizes = list(static["milliseconds"])
+    shown.add_column("network")
+    for column in ("accuracy", "share of MACs", *(f"ms, batch {size}" for size in sizes)):
+        shown.add_column(column, justify="right")
+    figures = {name: [f"{row['milliseconds'][s]:.1f}" for s in sizes] for name, row in rows.items()}
+    for k, size in enumerate(sizes):
+        ratio = paths["milliseconds"][size] / static["milliseconds"][size]
+        figures["paths"][k] += f" (x {ratio:.2f})"
+    for name, row in rows.items():
+        accuracy, share = f"{row['test_accuracy']:.4f}", f"{row['share_of_macs']:.3f}"
+        shown.add_row(name, accuracy, share, *figures[name])
+    for point in paths["dial"]:
+        if point["threshold"] != paths["threshold"]:
+            name = f"  at threshold {point['threshold']:.2f}"
+            shown.add_row(name, f"{point['accuracy']:.4f}", f"{point['share_of_macs']:.3f}")
+    return shown
