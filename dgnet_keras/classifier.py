@@ -13,7 +13,7 @@ from dgnet_keras.backbones.base import Backbone, Spec
 from dgnet_keras.backbones.model import GraphModel, construction_scope
 from dgnet_keras.budget import check_spread, doubt_of
 from dgnet_keras.checks import closest, is_integer, is_number
-from dgnet_keras.convert import load_weights
+from dgnet_keras.convert import is_static, load_weights
 from dgnet_keras.distillation import Distillation
 from dgnet_keras.layers.composite import Change, Made
 from dgnet_keras.layers.graph import trace_anew
@@ -283,8 +283,9 @@ def create(
         num_classes: number of classes; None gives the backbone without a classifier.
         input_shape: (height, width, channels) in pixels; height and width may be None.
         seed: of the initial weights and of random wiring; at least 0.
-        weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, or None; see
-            `convert.load_weights`.
+        weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, a hub name, or
+            None; see `convert.load_weights`. Of a static network, they make `init="static"` the
+            default.
         macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
             or None; see `budget.Budget`.
         macs_weight: what the loss of this budget is multiplied by.
@@ -303,6 +304,8 @@ def create(
     """
     family = family_of(name)
     graph = {key: options.pop(key) for key in GraphOptions.names() if key in options}
+    if weights is not None and is_static(weights):
+        graph = {"init": "static", **graph}
     backbone = family(
         _override(name, family.variants[name], options),
         input_shape=input_shape,

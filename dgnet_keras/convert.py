@@ -6,28 +6,35 @@ from collections.abc import Callable
 import keras
 
 from dgnet_keras.cifar_weights import load_cifar_resnet
-from dgnet_keras.timm import from_timm, load_timm, timm_name
+from dgnet_keras.timm import from_timm, is_hub_name, load_timm, timm_config, timm_name
 from dgnet_keras.weights import (
     HEAD,
+    WeightsMismatch,
     assign_weights,
     assign_with_head,
+    backbone_config,
     check_edge_scale,
     edge_scale_of,
+    has_wiring,
     is_wiring_weight,
     load_h5,
     load_keras,
+    saved_config,
 )
 
 __all__ = [
     "HEAD",
+    "WeightsMismatch",
     "assign_weights",
     "assign_with_head",
     "copy_weights",
     "from_timm",
+    "is_static",
     "is_wiring_weight",
     "load_cifar_resnet",
     "load_timm",
     "load_weights",
+    "stated_variant",
     "timm_name",
 ]
 
@@ -69,8 +76,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
     Args:
         model: a model of this package.
         path: a file of `model.save_weights` (`.weights.h5`) or `model.save` (`.keras`), or a
-            `.safetensors` file with timm's names (see `load_timm`), or an `.npz` file of CIFAR
-            ResNets (see `load_cifar_resnet`).
+            `.safetensors` file with timm's names or `timm/...` (see `load_timm`), or an `.npz`
+            file of CIFAR ResNets (see `load_cifar_resnet`).
 
     Returns:
         List of the paths of the weights loaded, shown as by `copy_weights`.
@@ -79,9 +86,12 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is of another kind, broken, or of another architecture, or its
             routers were trained at another `edge_scale` (known of `.keras` only); the message
-            lists names and shapes, and the model is as it was.
+            names the variant that the file says it is of, or lists names and shapes, and the
+            model is as it was.
     """
     path = os.fspath(path)
+    if is_hub_name(path):
+        return load_timm(model, path)
     loaders: dict[str, Callable[..., list[str]]] = {
         ".weights.h5": load_h5,
         ".keras": load_keras,
@@ -97,4 +107,35 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         )
     if not os.path.exists(path):
         raise FileNotFoundError(f"No weights file at {path}")
-    return load(model, path)
+    try:
+        return load(model, path)
+    except WeightsMismatch as error:
+        stated, own = stated_variant(path), getattr(model, "backbone", model).name
+        if stated in (None, own):
+            raise
+        raise WeightsMismatch(
+            f"{path} holds weights of the variant {stated}. Received: a model of {own}"
+        ) from error
+
+
+def stated_variant(path: str | os.PathLike[str]) -> str | None:
+    """The variant that a file says its weights are of, timm's or ours; None where it does not."""
+    path = os.fspath(path)
+    if path.endswith(".safetensors"):
+        return timm_config(path)["architecture"]
+    if path.endswith(".keras"):
+        return (backbone_config(saved_config(path)) or {}).get("name")
+    return None
+
+
+def is_static(path: str | os.PathLike[str]) -> bool:
+    """Whether this holds the weights of a static network: timm's do; not so what is not there.
+
+    A `.weights.h5` file is told by its weights, among which there are none of a graph.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        return is_hub_name(path)
+    if path.endswith(".keras"):
+        return (backbone_config(saved_config(path)) or {}).get("wiring") == "chain"
+    return not path.endswith(".weights.h5") or not has_wiring(path)

@@ -1,8 +1,11 @@
 """Weights that timm published, in the models of this package."""
 
+import json
 import os
+import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from dgnet_keras.weights import HEAD, assign_with_head, is_wiring_weight, reading
 
+HUB_FILE = "model.safetensors"  # of a hub repository
 TIMM_KINDS = {
     "kernel": "weight",
     "bias": "bias",
@@ -107,11 +111,30 @@ def from_timm(array: ArrayLike, rank: int) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
+def timm_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What timm says of the network in a `.safetensors` file.
+
+    Returns:
+        Dict, the `config.json` beside the file, or empty; with `architecture`, timm's name of the
+        network, which without that file is the file's up to its first point, or where it is
+        called `model.safetensors` the folder's: `resnet50` of `resnet50.a1_in1k.safetensors`.
+
+    Raises:
+        ValueError: if `config.json` is not JSON.
+    """
+    file = pathlib.Path(path)
+    named = file.parent.name if file.name == HUB_FILE else file.name
+    beside, config = file.with_name("config.json"), {}
+    if beside.exists():
+        with reading(beside, "JSON"):
+            config = json.loads(beside.read_text())
+    return {"architecture": named.partition(".")[0], **config}
+
+
 def is_hub_name(path: str | os.PathLike[str]) -> bool:
-    """Whether this can be the name of a hub repository, and is no file or folder."""
+    """Whether this is `timm/...`, the name of one of timm's hub repositories, and nothing here."""
     path = os.fspath(path)
-    is_path = path.endswith(".safetensors") or path.startswith((".", "/", "~"))
-    return not is_path and path.count("/") == 1 and not os.path.exists(path)
+    return path.startswith("timm/") and path.count("/") == 1 and not os.path.exists(path)
 
 
 def hub_file(name: str, file: str) -> str:
@@ -141,9 +164,9 @@ def _locate(path):
     path = os.fspath(path)
     if os.path.exists(path):
         return path
-    if not is_hub_name(path):
+    if path.endswith(".safetensors") or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise FileNotFoundError(
             f"No weights file at {path}. Expected a .safetensors file, or the name of a hub "
             "repository such as timm/resnet50.a1_in1k"
         )
-    return hub_file(path, "model.safetensors")
+    return hub_file(path, HUB_FILE)

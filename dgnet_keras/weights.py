@@ -33,6 +33,10 @@ H5_WIRING = re.compile(r"/_(path_)?routers/|/_gates/|^layers/graph_stage(_\d+)?/
 H5_HEAD = re.compile(r"^layers/dense/vars/\d$")
 
 
+class WeightsMismatch(ValueError):
+    """Weights do not fit a model: names or shapes differ."""
+
+
 def is_wiring_weight(path: str) -> bool:
     """Whether the weight at `path` belongs to the wiring, and not to a block, stem or head."""
     parts = path.split("/")
@@ -127,7 +131,7 @@ def _check_fit(model, wanted, received, source, is_optional, names=None):
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         shown = "\n  ".join(problems[:20])
-        raise ValueError(
+        raise WeightsMismatch(
             f"Weights of {source} do not fit the model {model.name!r}, which was left as it was:"
             f"\n  {shown}{more}"
         )
@@ -266,6 +270,12 @@ def load_h5(
             "the blocks were trained with them."
         )
     return loaded
+
+
+def has_wiring(path: str) -> bool:
+    """Whether a file of `model.save_weights` holds weights of routers, gates or edges."""
+    with reading(path, "HDF5"), h5py.File(path) as file:
+        return any(H5_WIRING.search(name) for name in _h5_arrays(file))
 
 
 def _is_extra(name):

@@ -281,3 +281,45 @@ def test_paths_take_and_give_the_blocks_of_other_wirings(kind, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the wiring that was left out
             assert blocks <= set(dg.convert.load_weights(other, file))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("wiring", ["dynamic", "learned"])
+def test_a_graph_created_from_static_weights_starts_as_the_static_network(wiring, suffix, tmp_path):
+    options = {"num_classes": 3, "input_shape": (16, 16, 3), "depths": (1, 2), "widths": (4, 8)}
+    static = randomize(dg.create("resnet20_cifar", wiring="chain", **options))
+    path = tmp_path / f"static{suffix}"
+    (static.save if suffix == ".keras" else static.save_weights)(path)
+    x = images(4, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = dg.create("resnet20_cifar", wiring=wiring, weights=path, **options)
+    np.testing.assert_allclose(model(x), static(x), atol=1e-5)
+    with pytest.warns(UserWarning, match="computes something else"):
+        opened = dg.create("resnet20_cifar", wiring=wiring, weights=path, init="open", **options)
+    assert opened.backbone.graph_options.init == "open"
+    path = tmp_path / f"graph{suffix}"
+    graph = dg.create("resnet20_cifar", wiring=wiring, **options)
+    (graph.save if suffix == ".keras" else graph.save_weights)(path)
+    again = dg.create("resnet20_cifar", wiring=wiring, weights=path, **options)
+    assert again.backbone.graph_options.init == "open"
+
+
+def test_weights_of_another_variant_are_named(tmp_path):
+    options = {"num_classes": 3, "input_shape": (16, 16, 3), "wiring": "chain"}
+    path = tmp_path / "static.keras"
+    dg.create("resnet32_cifar", **options).save(path)
+    with pytest.raises(ValueError, match=r"variant resnet32_cifar\. Received: a model of resnet20"):
+        dg.create("resnet20_cifar", weights=path, **options)
+    # depths of one's own are not told by the name: what differs is listed
+    with pytest.raises(ValueError, match="do not fit the model"):
+        dg.create("resnet32_cifar", depths=(1, 2, 3), weights=path, **options)
+
+
+def test_a_timm_file_of_another_variant_is_named(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "resnet34.a1_in1k.safetensors"
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), "float32")}, path)
+    with pytest.raises(ValueError, match=r"variant resnet34\. Received: a model of resnet18"):
+        dg.create("resnet18", input_shape=(32, 32, 3), weights=path)

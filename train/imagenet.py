@@ -20,6 +20,7 @@ if __name__ == "__main__":  # mistakes in the flags are told before TensorFlow i
 
 from train.classification.recipes import RECIPES, get_recipe
 from train.command_line import add_run_flags, ending_clearly, make_parser
+from train.recipes import shown
 
 NAME = "train.imagenet"
 
@@ -42,7 +43,9 @@ def parse_args(argv=None):
         "--init-from",
         metavar="FILE",
         help="weights to start from: .weights.h5, .keras, timm's .safetensors, the folder of a "
-        "run, or its checkpoints/ckpt-STEP; with another number of classes, those of the backbone",
+        "run, or its checkpoints/ckpt-STEP; with another number of classes, those of the backbone. "
+        "Variant, image size, mean and standard deviation are then theirs, and a graph starts as "
+        "the static network (init=static), unless --set says otherwise",
     )
     return parser.parse_args(argv)
 
@@ -56,7 +59,13 @@ def main(argv=None):
         sys.exit(f"{NAME}: {error}")
     with ending_clearly(NAME, args.workdir):
         from train.classification.run import train
+        from train.classification.sources import settled
 
+        if args.init_from is not None:
+            recipe, changes = settled(recipe, args.overrides, args.init_from, args.workdir)
+            if changes:
+                said = ", ".join(f"{key}={shown(value)}" for key, value in changes.items())
+                print(f"As {args.init_from} says: {said}", flush=True)
         train(
             recipe,
             args.workdir,

@@ -82,6 +82,8 @@ class Session:
             epoch_progress(self.console) as move,
             stop_signals(run, self.console),
         ):
+            if run.step:
+                self.console.print(f"Resumed from step {run.step} of {run.total_steps}")
             for warning in run.warnings:
                 self.console.print(warning, style="yellow", markup=False)
             move(run.step, run.total_steps)

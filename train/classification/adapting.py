@@ -16,7 +16,7 @@ from train.classification.datasets import load_data
 from train.classification.model import create_model
 from train.classification.recipes import RECIPES, get_recipe
 from train.classification.run import configure, train
-from train.classification.sources import find_source
+from train.classification.sources import check_static, find_source
 from train.turns import in_turns
 from train.weights import load_initial_weights
 from train.workdir import write_json
@@ -71,6 +71,7 @@ def adapt(
     """
     workdir, console = pathlib.Path(workdir), Console()
     found = find_source(source, model)
+    check_static(found, source)
     data, recipe = _prepared(found, data_dir, macs, epochs, overrides)
     configure(recipe)
     options = {"data_dir": data_dir, "strategy": strategy, "summary": False}

@@ -85,6 +85,7 @@ def _tell(run, rows, console):
             f"epoch {row['epoch']}/{recipe.epochs}: {split} loss {row['loss']:.4f}, "
             f"{split} accuracy {row['accuracy']:.4f}"
             + (f", share of MACs {row['share_of_macs']:.3f}" if recipe.macs_target else "")
+            + (f", {speed:.0f} images/s" if (speed := row.get("train_images_per_second")) else "")
         )
         if row["step"] == run.total_steps:
             for message in row.get("router_health", {}).values():

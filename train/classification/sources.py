@@ -1,27 +1,30 @@
-"""Trained static networks that others bring: what a file or folder says of the network in it."""
+"""Trained networks that others bring: what a file or folder says of the network in it."""
 
 import dataclasses
-import json
 import pathlib
 
 import dgnet_keras as dg
 from dgnet_keras.classifier import family_of
+from dgnet_keras.commands.paths import existing
+from dgnet_keras.convert import is_static
+from dgnet_keras.layers.wiring import ROUTED
 from dgnet_keras.paths import usable_path
-from dgnet_keras.timm import hub_file, is_hub_name
+from dgnet_keras.timm import HUB_FILE, hub_file, is_hub_name, timm_config
 from dgnet_keras.weights import backbone_config, saved_config
 from train.workdir import read_json
 
-TIMM_FILE = "model.safetensors"  # of a hub repository, whose name says more
+TOLD = ("model", "model_overrides", "input_shape", "mean", "std", "crop", "init")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A trained static network.
+    """A trained network.
 
     Attributes:
         weights: file or folder that `train.weights.load_initial_weights` takes.
         model: its variant.
         model_overrides: fields of the variant's Spec that it has otherwise.
+        wiring: `"chain"` of a static network.
         class_names: of its classes, in order, or None where nothing tells.
         settings: dict of a recipe's keys that it tells: `input_shape`, `mean`, `std`, `crop`.
     """
@@ -29,12 +32,13 @@ class Source:
     weights: str
     model: str
     model_overrides: dict = dataclasses.field(default_factory=dict)
+    wiring: str = "chain"
     class_names: tuple[str, ...] | None = None
     settings: dict = dataclasses.field(default_factory=dict)
 
 
 def find_source(source, model=None):
-    """What a trained static network says of itself.
+    """What a trained network says of itself.
 
     Args:
         source: folder of a run; a `.keras` or `.weights.h5` file of this package; timm's
@@ -48,60 +52,104 @@ def find_source(source, model=None):
     Raises:
         FileNotFoundError: if there is nothing at `source`.
         ImportError, ConnectionError: for a hub name that cannot be had.
-        ValueError: if the network is not static, is none of this package, or does not say which
-            variant it is.
+        ValueError: if the network is none of this package, does not say which variant it is, or
+            is another than `model`.
     """
     name = str(source)
     if is_hub_name(name):
         hub_file(name, "config.json")  # which then lies beside the weights
-        return _of_timm(hub_file(name, TIMM_FILE), name.partition("/")[2], model)
-    path = pathlib.Path(usable_path("SOURCE", name))
-    if not path.exists():
-        raise FileNotFoundError(
-            f"No trained network at {path}. Expected the folder of a run, a .keras, .weights.h5, "
-            ".safetensors or .npz file, or a hub name such as timm/resnet50.a1_in1k"
-        )
+        path = pathlib.Path(hub_file(name, HUB_FILE))
+    else:
+        path = pathlib.Path(usable_path("SOURCE", name))
+    existing(path)
     if path.is_dir():
         found = _of_run(path)
     elif path.suffix == ".keras":
         found = _of_keras(path)
     elif path.suffix == ".safetensors":
-        named = path.parent.name if path.name == TIMM_FILE else path.name
-        return _of_timm(path, named, model)
+        found = _of_timm(path, model)
     else:
-        found = Source(str(path), _named(model, path))
+        wiring = "chain" if is_static(path) else "dynamic"
+        found = Source(str(path), _named(model, path), wiring=wiring)
     if model not in (None, found.model):
-        raise ValueError(f"{path} holds a {found.model}. Received: --model {model}")
+        raise ValueError(f"{source} holds a {found.model}. Received: the variant {model}")
     return found
+
+
+def check_static(found, source):
+    """Raises `ValueError` unless the network found at `source` is static."""
+    if found.wiring != "chain":
+        raise ValueError(
+            "A static network is needed, of wiring 'chain'. "
+            f"Received: {source}, of wiring {found.wiring!r}"
+        )
+
+
+def settled(recipe, overrides, init_from, workdir):
+    """The recipe with what the network that it starts from says of itself, where none was set.
+
+    That is the variant, the size of the images and their mean and standard deviation; and for a
+    graph that starts from a static network `init="static"`.
+
+    Args:
+        recipe: a `Recipe`.
+        overrides: `key=value` strings that were set.
+        init_from: see `find_source`, or a checkpoint of a run.
+        workdir: folder of the run. A run that goes on does not need the network that it started
+            from any more: where that is gone, what it said stands in `config.json`.
+
+    Returns:
+        Tuple of the recipe and a dict of what was changed.
+
+    Raises:
+        ValueError: as `find_source`; also if a variant was set that is not the network's.
+    """
+    said = {item.partition("=")[0].partition(".")[0] for item in overrides}
+    tells = _tells(recipe, "model" in said, init_from, pathlib.Path(workdir) / "config.json")
+    changes = {k: v for k, v in tells.items() if k not in said and v != getattr(recipe, k)}
+    return dataclasses.replace(recipe, **changes), changes
+
+
+def _tells(recipe, is_set, init_from, config_file):
+    """Dict of a recipe's keys to what the network at `init_from` says of them."""
+    path = pathlib.Path(init_from)
+    if path.with_name(path.name + ".index").exists():
+        path = path.parent.parent  # the run of a checkpoint
+        if not (path / "config.json").exists():
+            return {}
+    before = read_json(config_file)
+    if before is not None and not path.exists():
+        return {key: _tupled(before[key]) for key in TOLD if key in before}
+    is_named = is_set or path.name.endswith((".weights.h5", ".npz"))
+    found = find_source(path if path.exists() else init_from, recipe.model if is_named else None)
+    tells = {"model": found.model, "model_overrides": found.model_overrides, **found.settings}
+    if is_named:
+        del tells["model_overrides"]
+    if recipe.wiring in ROUTED and found.wiring == "chain":
+        tells["init"] = "static"
+    return tells
 
 
 def _named(model, path):
     if model is None:
         raise ValueError(
-            f"{path} does not say which variant it is: give it with --model, such as --model "
-            "resnet50 (`python -m dgnet_keras list` shows all)"
+            f"{path} does not say which variant it is, such as resnet50. `python -m dgnet_keras "
+            "list` shows all, and `adapt` takes one with --model"
         )
     family_of(model)
     return model
 
 
-def _check_static(wiring, path):
-    if wiring != "chain":
-        raise ValueError(
-            f"A static network is needed, of wiring 'chain'. Received: {path}, of wiring {wiring!r}"
-        )
-
-
 def _of_run(folder):
     config = read_json(folder / "config.json")
-    if config is None:
-        raise ValueError(f"{folder} is not the folder of a run: it has no config.json")
-    _check_static(config["wiring"], folder)
-    names = config["data"].get("class_names")
+    if config is None or "model" not in config:
+        raise ValueError(f"{folder} is not the folder of a run: it has no config.json of one")
+    names = config.get("data", {}).get("class_names")
     return Source(
         str(folder),
         config["model"],
-        config["model_overrides"],
+        _tupled(config["model_overrides"]),
+        config["wiring"],
         None if names is None else tuple(names),
         {key: _tupled(config.get(key)) for key in ("input_shape", "mean", "std", "crop")},
     )
@@ -114,15 +162,13 @@ def _of_keras(path):
             f"{path} must hold a model that `dgnet_keras.create` made. Received: another Keras "
             "model. Weights of the same architecture can be moved into one of the package's"
         )
-    _check_static(found["wiring"], path)
     variant = found["name"]
     usual = dataclasses.asdict(family_of(variant).variants[variant])
     overrides = {k: _tupled(v) for k, v in found["spec"].items() if _tupled(v) != usual[k]}
     pixels = found.get("preprocessing", {})
     settings = {key: _tupled(pixels[key]) for key in ("mean", "std", "crop") if key in pixels}
-    return Source(
-        str(path), variant, overrides, settings={"input_shape": _shape(found, pixels), **settings}
-    )
+    settings["input_shape"] = _shape(found, pixels)
+    return Source(str(path), variant, overrides, found["wiring"], settings=settings)
 
 
 def _shape(found, pixels):
@@ -133,15 +179,11 @@ def _shape(found, pixels):
     return height, width, channels
 
 
-def _of_timm(path, named, model):
-    """Of timm's weights: the variant by the name, `resnet50.a1_in1k`, the rest by config.json."""
-    path = pathlib.Path(path)
-    try:
-        config = read_json(path.with_name("config.json"), {})
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.with_name('config.json')} is not JSON: {error}") from error
-    stated = config.get("architecture") or named.partition(".")[0]
-    variant = model or (stated if stated in dg.list_variants() else None)
+def _of_timm(path, model):
+    """Of timm's weights: what their `config.json` or name says."""
+    config = timm_config(path)
+    stated = config["architecture"]
+    variant = stated if stated in dg.list_variants() else _named(model, path)
     pixels = config.get("pretrained_cfg", {})
     settings = {key: tuple(pixels[key]) for key in ("mean", "std") if key in pixels}
     if "crop_pct" in pixels:
@@ -149,8 +191,11 @@ def _of_timm(path, named, model):
     if "input_size" in pixels:
         channels, height, width = pixels["input_size"]
         settings["input_shape"] = height, width, channels
-    return Source(str(path), _named(variant, path), settings=settings)
+    return Source(str(path), variant, settings=settings)
 
 
 def _tupled(value):
+    """JSON's lists as tuples, those in a dict too."""
+    if isinstance(value, dict):
+        return {key: _tupled(entry) for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value

@@ -7,7 +7,8 @@ import keras
 import pytest
 
 import dgnet_keras as dg
-from train.classification.sources import find_source
+from train.classification.recipes import get_recipe
+from train.classification.sources import check_static, find_source, settled
 
 SIZES = {"depths": (1, 2), "widths": (4, 8), "input_shape": (16, 16, 3), "num_classes": 3}
 
@@ -72,26 +73,70 @@ def test_timm_tells_by_name_and_by_what_lies_beside(tmp_path):
 
 def test_a_file_of_weights_alone_needs_the_variant(tmp_path):
     file = tmp_path / "static.weights.h5"
-    file.touch()
+    dg.create("resnet20_cifar", wiring="chain", **SIZES).save_weights(file)
     assert find_source(file, "resnet50").model == "resnet50"
-    with pytest.raises(ValueError, match=r"does not say which variant it is: give it with --model"):
+    with pytest.raises(ValueError, match=r"does not say which variant it is"):
         find_source(file)
     with pytest.raises(ValueError, match=r"Unknown variant 'resnet5O'.*Did you mean 'resnet50'"):
         find_source(file, "resnet5O")
 
 
 def test_other_networks_are_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match=r"holds a resnet20_cifar\. Received: --model resnet50"):
+    with pytest.raises(
+        ValueError, match=r"holds a resnet20_cifar\. Received: the variant resnet50"
+    ):
         find_source(saved, "resnet50")
     other = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten()])
     other.save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=r"must hold a model that `dgnet_keras.create` made"):
         find_source(tmp_path / "other.keras")
     dg.create("resnet20_cifar", wiring="path", **SIZES).save(tmp_path / "path.keras")
+    found = find_source(tmp_path / "path.keras")
     with pytest.raises(ValueError, match=r"A static network is needed.*of wiring 'path'"):
-        find_source(tmp_path / "path.keras")
-    with pytest.raises(FileNotFoundError, match=r"No trained network at .*nothing.keras"):
+        check_static(found, tmp_path / "path.keras")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.keras does not exist"):
         find_source(tmp_path / "nothing.keras")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"is not the folder of a run"):
         find_source(tmp_path / "folder")
+
+
+def test_a_recipe_takes_from_its_source_what_was_not_set(saved, tmp_path):
+    recipe = get_recipe("cifar10_resnet56_path", ["wiring=dynamic", "macs_target=null"])
+    found, changes = settled(recipe, ["wiring=dynamic"], saved, tmp_path / "run")
+    assert changes == {
+        "model": "resnet20_cifar",
+        "model_overrides": {"depths": (1, 2), "widths": (4, 8)},
+        "input_shape": (16, 16, 3),
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop": 0.9,
+        "init": "static",
+    }
+    assert found.init == "static"
+    _, changes = settled(recipe, ["init=open", "input_shape=[8,8,3]"], saved, tmp_path / "run")
+    assert not {"init", "input_shape"} & set(changes)
+    path = get_recipe("cifar10_resnet56_path", [])
+    assert "init" not in settled(path, [], saved, tmp_path / "run")[1]
+    with pytest.raises(ValueError, match=r"holds a resnet20_cifar\. Received: the variant resnet5"):
+        settled(recipe, ["model=resnet56_cifar"], saved, tmp_path / "run")
+
+
+def test_weights_alone_leave_the_recipes_variant(tmp_path):
+    model = dg.create("resnet20_cifar", wiring="chain", **SIZES)
+    model.save_weights(tmp_path / "static.weights.h5")
+    recipe = get_recipe("cifar10_resnet20", [])
+    assert settled(recipe, [], tmp_path / "static.weights.h5", tmp_path / "run")[1] == {
+        "init": "static"
+    }
+    dg.create("resnet20_cifar", **SIZES).save_weights(tmp_path / "dynamic.weights.h5")
+    assert not settled(recipe, [], tmp_path / "dynamic.weights.h5", tmp_path / "run")[1]
+
+
+def test_a_run_goes_on_without_the_network_that_it_started_from(saved, tmp_path):
+    recipe = get_recipe("cifar10_resnet56_path", ["wiring=dynamic", "macs_target=null"])
+    before, changes = settled(recipe, ["wiring=dynamic"], saved, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(before.to_json())
+    saved.unlink()
+    assert settled(recipe, ["wiring=dynamic"], saved, tmp_path / "run") == (before, changes)
