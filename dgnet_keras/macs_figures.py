@@ -14,6 +14,8 @@ from dgnet_keras.connectivity import check_adjacency_batch, check_labels, used_n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NARROWEST = 10.0  # percentage points that an axis of shares shows
+
 
 def plot_macs(
     macs: ArrayLike,
@@ -56,6 +58,9 @@ def plot_macs(
         axes[1].set_yticks(range(1, len(classes) + 1), names, fontsize=7)
         axes[1].invert_yaxis()
     for axis in axes:
+        low, high = axis.get_xlim()
+        room = max(0.0, NARROWEST - (high - low)) / 2
+        axis.set_xlim(low - room, high + room)  # equal images are a bar, and not a scale of 0.001 %
         axis.set_xlabel("MACs of an image, % of the whole graph")
         axis.ticklabel_format(axis="x", useOffset=False)
         axis.tick_params(axis="x", labelsize=8)
@@ -120,6 +125,97 @@ def plot_cheap_and_dear(
             for axis, i in zip(strip, rows[k], strict=True):
                 drawing.draw_blocks(axis, [used[i] for used in stages])
     figure.suptitle("Share of the static network's multiply-adds", fontsize=10)
+    return figure
+
+
+def plot_blocks_by_class(
+    adjacency: Mapping[str, np.ndarray],
+    labels: ArrayLike | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
+    """How many of each class's images take each block.
+
+    A panel a stage: a row a class, a column a block, the share of the class's images that have the
+    block on their way to the output, as a colour and in percent.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1), see `dgnet_keras.adjacency`.
+        labels: class of each image, int (images,), or None: all images are one class.
+        class_names: names of the classes by index; None means the indices.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there is no adjacency to draw, or not one label an image.
+    """
+    images = check_adjacency_batch(dict(adjacency))
+    given = np.zeros(images, int) if labels is None else labels
+    labels = check_labels(given, images, class_names)
+    classes = np.unique(labels)
+    names = [drawing.name_of(class_names, c) for c in classes] if len(classes) > 1 else ["all"]
+    stages = _used_blocks(adjacency, images)
+    widths = [used.shape[1] for used in stages]
+    width, height = 1.6 + 0.42 * sum(widths) + 0.4 * len(stages), 1.3 + 0.3 * len(classes)
+    figure = drawing.new_figure(max(width, 4.5), height)
+    axes = figure.subplots(1, len(stages), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+    for axis, key, used in zip(axes, adjacency, stages, strict=True):
+        rates = 100 * np.stack([used[labels == c].mean(axis=0) for c in classes])
+        axis.imshow(rates, cmap=drawing.RATE_COLORS, vmin=0, vmax=100, aspect="auto")
+        for (row, column), rate in np.ndenumerate(rates):
+            color = "white" if rate > 60 else "black"
+            axis.text(column, row, f"{rate:.0f}", ha="center", va="center", size=7, color=color)
+        axis.set_xticks(range(used.shape[1]))
+        axis.set_yticks(range(len(classes)), names if axis is axes[0] else [])
+        axis.tick_params(labelsize=8, length=0)
+        axis.set_title(key, fontsize=9)
+    figure.supxlabel("block", fontsize=9)
+    figure.suptitle("Images that take a block, %", fontsize=10)
+    return figure
+
+
+def plot_dial(
+    shares: ArrayLike,
+    accuracies: ArrayLike,
+    *,
+    chosen: tuple[float, float] | None = None,
+    static_accuracy: float | None = None,
+) -> Figure:
+    """Accuracy against multiply-adds, over thresholds: what the dial of a network gives.
+
+    Args:
+        shares: multiply-adds over the static twin's, in [0, 1], (thresholds,).
+        accuracies: at these thresholds, in [0, 1], (thresholds,).
+        chosen: share and accuracy of the threshold in use, or None.
+        static_accuracy: of the static network, or None.
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Raises:
+        ValueError: if there are none, or not one accuracy a share.
+    """
+    shares, accuracies = np.asarray(shares, "float64"), np.asarray(accuracies, "float64")
+    if shares.ndim != 1 or not len(shares) or shares.shape != accuracies.shape:
+        raise ValueError(
+            "Expected one accuracy a share, (thresholds,). "
+            f"Received: {shares.shape} and {accuracies.shape}"
+        )
+    figure = drawing.new_figure(4.8, 3.3)
+    axis = figure.subplots()
+    order = np.argsort(shares)
+    axis.plot(shares[order], 100 * accuracies[order], marker="o", label="at other thresholds")
+    if chosen is not None:
+        axis.plot([chosen[0]], [100 * chosen[1]], "o", ms=9, color="C1", label="as it is")
+    if static_accuracy is not None:
+        axis.axhline(100 * static_accuracy, color="gray", ls="--", lw=1, label="static network")
+    axis.set(xlabel="share of the static network's multiply-adds", ylabel="accuracy, %")
+    low, high = axis.get_ylim()
+    room = max(0.0, 2.0 - (high - low)) / 2  # a flat dial looks flat
+    axis.set_ylim(low - room, min(high + room, 100.2))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -15,7 +15,12 @@ from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity, drawing
 from dgnet_keras.connectivity import check_adjacency_batch, check_labels
-from dgnet_keras.macs_figures import plot_cheap_and_dear, plot_macs
+from dgnet_keras.macs_figures import (
+    plot_blocks_by_class,
+    plot_cheap_and_dear,
+    plot_dial,
+    plot_macs,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "plot_adjacency_by_class",
     "plot_adjacency_by_image",
+    "plot_blocks_by_class",
     "plot_cheap_and_dear",
     "plot_detections",
+    "plot_dial",
     "plot_graph",
     "plot_macs",
     "plot_nearest_images",

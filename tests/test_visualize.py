@@ -121,6 +121,33 @@ def test_cheap_images_come_first_each_with_the_blocks_on_its_way(pictures):
     assert full == [[True, True, False]] * 2 + [[True, True, True], [True, True, False]]
 
 
+def test_blocks_by_class_are_the_shares_that_take_them():
+    edges = np.zeros((4, 4, 4), "float32")
+    edges[:, 0, 1] = edges[:, 1, 3] = 1  # past block 2
+    edges[3] = 0
+    edges[3, 0, 3] = 1  # block 0 alone
+    names = ["cat", "dog", "emu"]
+    figure = visualize.plot_blocks_by_class({"stage1": edges}, [0, 0, 2, 2], class_names=names)
+    np.testing.assert_array_equal(heat_maps(figure)[0], [[100, 100, 0], [100, 50, 0]])
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["cat", "emu"]
+
+
+def test_the_dial_goes_by_share():
+    figure = visualize.plot_dial([0.6, 0.4, 0.5], [0.9, 0.7, 0.85], chosen=(0.5, 0.85))
+    line, chosen = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.4, 70], [0.5, 85], [0.6, 90]])
+    np.testing.assert_allclose(chosen.get_xydata(), [[0.5, 85]])
+    with pytest.raises(ValueError, match=r"one accuracy a share.*\(2,\) and \(1,\)"):
+        visualize.plot_dial([0.5, 0.6], [0.9])
+
+
+def test_equal_images_are_a_bar_on_a_scale_of_ten_points():
+    figure = visualize.plot_macs([5000, 5000, 5001], 5001)
+    low, high = figure.axes[0].get_xlim()
+    assert high - low == pytest.approx(10, abs=0.1)
+
+
 def test_notebooks_show_figures_without_pyplot(adjacency, pictures):
     """IPython itself knows nothing of matplotlib, until pyplot is used in it."""
     for figure in (
@@ -154,6 +181,8 @@ def seen(figure):
             adjacency, gray, titles=list("abcdef")
         ),
         lambda *_: visualize.plot_macs([1, 2, 3], 4, [0, 0, 1]),
+        lambda adjacency, _: visualize.plot_blocks_by_class(adjacency, [0, 1] * 3),
+        lambda *_: visualize.plot_dial([0.4, 0.5], [0.8, 0.9], static_accuracy=0.95),
         lambda adjacency, gray: visualize.plot_cheap_and_dear(
             gray, [0.5, 1, 0.2, 0.3, 0.4, 0.6], adjacency=adjacency, count=2
         ),

@@ -5,7 +5,8 @@ import os
 import pathlib
 
 from dgnet_keras.commands.images import labelled_files, read_images
-from dgnet_keras.commands.models import load_model
+from dgnet_keras.commands.models import load_model, run_record
+from dgnet_keras.commands.page import page
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.paths import readable
 from dgnet_keras.user_warnings import warn
@@ -16,10 +17,12 @@ def add_parsers(commands):
     plot = commands.add_parser(
         "plot",
         help="pictures of the connectivity that images take",
-        description="Draws, for one image or those of a folder, adjacency by class and by image, "
-        "the graphs, path diversity, nearest images and MACs by image, as PNG files, and writes "
-        "the figures behind them, with the open edges and MACs of each image, to "
-        "connectivity.json. Says so if the routers are not in order.",
+        description="Draws, for one image or those of a folder, the cheapest and dearest images "
+        "with their paths, blocks by class, adjacency by class and by image, the graphs, path "
+        "diversity, nearest images, MACs by image, and for a run with a budget accuracy against "
+        "MACs: as PNG files, and all together on one page, index.html. Writes the figures behind "
+        "them, with the open edges and MACs of each image, to connectivity.json. Says so if the "
+        "routers are not in order.",
         epilog="Example: python -m dgnet_keras plot runs/cifar10 cifar10/test --output pictures",
     )
     plot.add_argument("model", help="a .keras file, or the folder of a run")
@@ -38,6 +41,7 @@ def plot_command(args):
     import dgnet_keras as dg
     from dgnet_keras import connectivity
     from dgnet_keras.adjacencies import check_network
+    from dgnet_keras.complexity import model_costs
 
     output = pathlib.Path(args.output)
     if output.exists() and not output.is_dir():
@@ -58,6 +62,9 @@ def plot_command(args):
         titles = [class_names[label] for label in labels]
     pictures = model.preprocessing.denormalize(inputs).numpy()
     figures = connectivity_figures(adjacency, pictures, titles, labels, class_names, counted)
+    shares = model_costs(model, inputs.shape[1:3]).shares(adjacency, len(inputs))
+    figures = macs_figures(adjacency, pictures, shares, labels, class_names) | figures
+    figures |= dial_figure(run_record(args.model)[1])
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=130)
@@ -77,11 +84,15 @@ def plot_command(args):
     scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
     os.replace(scratch, output / "connectivity.json")
     print(output / "connectivity.json")
-    print(
+    summary = (
         f"{found['images']} images, {found['distinct_paths']} distinct paths, "
         f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image, on average, "
         f"{mean_macs:,.0f} of {counted['macs']:,}"
     )
+    messages = [summary, *report["router_health"]]
+    (output / "index.html").write_text(page(readable(args.model), messages, figures))
+    print(output / "index.html")
+    print(summary)
     for finding in findings:
         warn(finding.message)
 
@@ -139,3 +150,37 @@ def connectivity_figures(adjacency, pictures, titles, labels, class_names, count
             counted["per_instance"]["macs"], counted["macs"], labels, class_names=names
         ),
     }
+
+
+def macs_figures(adjacency, pictures, shares, labels, class_names):
+    """The pictures of what images compute: a dict of name to `Figure`.
+
+    Args:
+        adjacency: dict of stage name to array (images, N + 1, N + 1).
+        pictures: uint8 (images, height, width, channels).
+        shares: multiply-adds of each image over the static twin's, (images,).
+        labels: int (images,), or None where there are no classes.
+        class_names: their names, or None.
+    """
+    from dgnet_keras import visualize
+
+    return {
+        "cheap_and_dear": visualize.plot_cheap_and_dear(
+            pictures, shares, labels, adjacency=adjacency, class_names=class_names
+        ),
+        "blocks_by_class": visualize.plot_blocks_by_class(
+            adjacency, labels, class_names=class_names
+        ),
+    }
+
+
+def dial_figure(results):
+    """Dict of the picture of the dial of a run by its `results.json`; empty without a budget."""
+    from dgnet_keras import visualize
+
+    curve = results.get("calibration", {}).get("curve")
+    if not curve:
+        return {}
+    columns = ([point[key] for point in curve] for key in ("share_of_macs", "accuracy"))
+    chosen = results["share_of_macs"], results["test_accuracy"]
+    return {"dial": visualize.plot_dial(*columns, chosen=chosen)}

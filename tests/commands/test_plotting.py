@@ -11,7 +11,7 @@ from dgnet_keras.__main__ import main
 
 PICTURES = {
     *("adjacency_by_class", "adjacency_by_image", "graph", "path_diversity"),
-    *("nearest_images", "macs"),
+    *("nearest_images", "macs", "cheap_and_dear", "blocks_by_class"),
 }
 
 
@@ -26,6 +26,9 @@ def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):
     assert np.shape(found["stages"]["stage2"]["open_rate"]) == (4, 4)
     answer = capsys.readouterr()
     assert "7 images" in answer.out
+    text = (output / "index.html").read_text()
+    assert {name for name in PICTURES if f'alt="{name}" src="data:image/png' in text} == PICTURES
+    assert "7 images" in text
     assert "0.png cannot be decoded" in answer.err
 
 
@@ -33,9 +36,13 @@ def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
     image_folder, tmp_path, capsys
 ):
     create("resnet_basic", input_shape=(16, 16, 3)).save(tmp_path / "model.keras")
+    curve = [{"share_of_macs": s, "accuracy": s / 2 + 0.4} for s in (0.4, 0.5, 0.6)]
+    results = {"share_of_macs": 0.5, "test_accuracy": 0.65, "calibration": {"curve": curve}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     output = tmp_path / "pictures"
     arguments = [str(tmp_path), str(image_folder / "dog"), "--output", str(output)]
     main(["plot", *arguments, "--limit", "3"])
+    assert {path.stem for path in output.glob("*.png")} == PICTURES | {"dial"}
     found = json.loads((output / "connectivity.json").read_text())
     assert found["images"] == 3
     assert "class_entropy" not in found
