@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,detection,notebooks,serving,test,docs
+EXTRAS := train,detection,notebooks,serving,export,test,docs
 WORKDIR ?= runs/digits
 
 .PHONY: demo test lint docs dist clean

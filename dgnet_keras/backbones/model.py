@@ -10,7 +10,7 @@ import tensorflow as tf
 from dgnet_keras.budget import Budget, check_weight, stages_of
 from dgnet_keras.checks import check_preprocessed
 from dgnet_keras.complexity import model_costs
-from dgnet_keras.layers import skipping
+from dgnet_keras.layers import exports
 from dgnet_keras.layers.composite import Made
 from dgnet_keras.layers.graph import trace_anew
 from dgnet_keras.layers.initializers import seeded
@@ -192,11 +192,14 @@ class GraphModel(keras.Model):
         return loss, share
 
     def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
-        """As `keras.Model.export`; what is not a SavedModel skips by branches that any reader has.
+        """As `keras.Model.export`; what is not a SavedModel skips as far as its readers can.
 
-        There, a node is skipped where no sample of a batch takes it, not sample by sample.
+        With `"litert"` and `"openvino"` a node is skipped where no sample of a batch takes it, not
+        sample by sample. With `"onnx"` every node is computed: `freeze` makes a network that needs
+        none of this.
         """
-        with skipping.exporting(portable=format != "tf_saved_model"):
+        readers: dict[str, exports.Reader] = {"tf_saved_model": "tensorflow", "onnx": "onnx"}
+        with exports.exporting(readers.get(format, "if")):
             super().export(filepath, format=format, **kwargs)
 
     def with_preprocessing(self) -> keras.Model:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from dgnet_keras.layers.exports import times
 from dgnet_keras.layers.gate import ThresholdGate
 from dgnet_keras.layers.router import LOGIT_LIMIT, edge_weights_from_logits
 
@@ -30,7 +31,7 @@ def _masked(
     weights: tf.Tensor, mask: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, None]]]:
     """`weights * mask`, of NaN too where the mask is 0, with the gradient of `weights`."""
-    return tf.math.multiply_no_nan(weights, mask), lambda upstream: (upstream, None)
+    return times(weights, mask), lambda upstream: (upstream, None)
 
 
 class Edges(Protocol):
@@ -163,7 +164,7 @@ class RoutedEdges:
             training=self._training,
         )
         # NaN times 0 must be 0: a sample that is off has no features to multiply.
-        column = tf.math.multiply_no_nan(gated, tf.cast(is_on, gated.dtype))
+        column = times(gated, tf.cast(is_on, gated.dtype))
         if is_output:
             self._columns.append(column)
             return column
@@ -171,7 +172,7 @@ class RoutedEdges:
         self._is_on.append(target_is_on)
         mask = tf.cast(target_is_on, gated.dtype)[:, None]
         self._columns.append(_masked(column, mask))
-        return tf.math.multiply_no_nan(column, mask)
+        return times(column, mask)
 
     def is_on(self, node: int) -> tf.Tensor:
         """The samples that take a node, boolean (batch,), once its column has been asked for."""

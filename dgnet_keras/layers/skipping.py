@@ -4,16 +4,14 @@ Features are kept as rows, see `rows`: nothing is computed, read or written for 
 passes a node by. Training's form is in `aggregation.Features`, which needs no branches.
 """
 
-import contextlib
-import contextvars
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import keras
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from dgnet_keras.layers import exports
 from dgnet_keras.layers.aggregation import (
     Features,
     ForwardFeatures,
@@ -29,29 +27,6 @@ from dgnet_keras.layers.router import pool
 from dgnet_keras.layers.rows import Bank, Rows, weighted_sum
 from dgnet_keras.user_warnings import warn
 
-
-@dataclasses.dataclass(frozen=True)
-class _Export:
-    portable: bool
-
-
-_export: contextvars.ContextVar[_Export | None] = contextvars.ContextVar("export", default=None)
-
-
-@contextlib.contextmanager
-def exporting(*, portable: bool) -> Iterator[None]:
-    """What is traced inside is for a file: sums have no gradient of their own, which takes room.
-
-    Args:
-        portable: whether to skip by `If` alone, which OpenVINO and LiteRT read as well.
-    """
-    token = _export.set(_Export(portable))
-    try:
-        yield
-    finally:
-        _export.reset(token)
-
-
 # How the nodes that are off are treated: computed and left out (`dense`, for shapes that must be
 # static), left out by batch (`branching`) or by sample (`skipping`; `rows_training`).
 Form = Literal["dense", "branching", "skipping", "dense_training", "rows_training"]
@@ -66,10 +41,9 @@ def form_of(
     if training:
         is_plain = not any(map(_other_normalization, blocks[1:]))
         return "rows_training" if skip and is_plain else "dense_training"
-    if not skip or any(map(_adds_losses, blocks)):
+    if not skip or exports.reader() == "onnx" or any(map(_adds_losses, blocks)):
         return "dense"
-    export = _export.get()
-    return "branching" if export and export.portable else "skipping"
+    return "branching" if exports.reader() == "if" else "skipping"
 
 
 def make_sources(
@@ -219,7 +193,7 @@ class SkippingFeatures(Sources):
         own would give it none.
         """
         rows, bank = list(self._rows), self._bank
-        if _export.get():
+        if exports.reader():
             return weighted_sum(column, bank, target)
 
         @tf.custom_gradient

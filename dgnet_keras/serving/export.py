@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from dgnet_keras.adjacencies import check_network
 from dgnet_keras.complexity import count_macs
-from dgnet_keras.layers import skipping
+from dgnet_keras.layers import exports
 from dgnet_keras.paths import usable_path
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
@@ -138,7 +138,7 @@ def write_saved_model(
             file = pathlib.Path(folder) / LABELS
             file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
             module.labels_file = tf.saved_model.Asset(str(file))
-            with skipping.exporting(portable=portable):
+            with exports.exporting("if" if portable else "tensorflow"):
                 tf.saved_model.save(
                     module,
                     str(scratch),
