@@ -1,4 +1,4 @@
-"""Files for other runtimes: ONNX and LiteRT answer as Keras does, for every model of the catalog."""
+"""Files for other runtimes: ONNX and LiteRT answer as Keras does, for each model of the catalog."""
 
 import numpy as np
 import pytest
