@@ -1,7 +1,7 @@
 """Is a network with paths better than a smaller network? Accuracy by multiply-adds, and by time.
 
 python -m benchmarks.pareto --data-dir DIR --weights cifar_resnets.npz [--jobs 2] [--workdir DIR]
-python -m benchmarks.pareto --measure times|images|headroom|second_look [--workdir DIR]
+python -m benchmarks.pareto --measure times|images|headroom|cascade [--workdir DIR]
 python -m benchmarks.pareto --table [--plot FILE] [--picture FILE] [--document FILE]
 
 Every run starts from published weights and is fine-tuned with one schedule, that of the recipe
@@ -17,7 +17,7 @@ which learns from the static ResNet-56 too, as the paths do.
 
 `--measure` takes the finished runs. `times`: inference at batch 1 and 128 on the test images, in
 turns with the static ResNet-56, on a quiet machine. `images`: who takes what. `headroom`: whether
-routers could choose better. `second_look`: with the static network for the images in doubt. Their
+routers could choose better. `cascade`: with the static network for the images in doubt. Their
 modules say more.
 """
 
@@ -40,7 +40,7 @@ from benchmarks.measure import ROOT
 from benchmarks.pareto_table import DECIDING, markdown, plot, summarize
 
 RESULTS = ROOT / "benchmarks" / "results"
-MEASURES = ("times", "images", "headroom", "second_look")  # each a module `pareto_...`
+MEASURES = ("times", "images", "headroom", "cascade")  # each a module `pareto_...`
 RECIPE, DATASET, EPOCHS = "cifar10_resnet56_path", "cifar10", 8
 DTYPE = "dtype=mixed_bfloat16"  # 1.5 times as fast where the processor has AVX-512 BF16
 

@@ -22,6 +22,7 @@ from dgnet_keras.backbones import DGMobileNetV2, DGRegNet, DGResNet, DGResNeXt
 from dgnet_keras.backbones.base import Backbone
 from dgnet_keras.calibrate import calibrate
 from dgnet_keras.callbacks import BudgetSchedule, ConnectivityMonitor, RouterHealthWarning
+from dgnet_keras.cascading import Cascade, cascade
 from dgnet_keras.classifier import Classifier, create, list_variants
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
@@ -33,6 +34,7 @@ from dgnet_keras.version import __version__
 __all__ = [
     "Backbone",
     "BudgetSchedule",
+    "Cascade",
     "Classifier",
     "ConnectivityMonitor",
     "DGMobileNetV2",
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "adjacency",
     "calibrate",
+    "cascade",
     "connectivity",
     "copy_weights",
     "count_macs",

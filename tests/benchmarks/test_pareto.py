@@ -8,9 +8,9 @@ from benchmarks import (
     accuracy_table,
     measure,
     pareto,
+    pareto_cascade,
     pareto_headroom,
     pareto_images,
-    pareto_second_look,
     pareto_table,
 )
 from train.classification.model import create_model
@@ -73,8 +73,8 @@ def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert found["swaps"]["own"]["0"]["accuracy"] == pytest.approx(path["test_accuracy"])
     assert found["swaps"]["oracle"]["1"]["loss"] < found["swaps"]["own"]["0"]["loss"]
     assert "| `path` | shared | 1 |" in capsys.readouterr().out
-    pareto.main([*command, "--only", "3", "--measure", "second_look"])
-    (found,) = rows_of("second_look")
+    pareto.main([*command, "--only", "3", "--measure", "cascade"])
+    (found,) = rows_of("cascade")
     assert found["looks"][0]["mean"] == pytest.approx(path["test_accuracy"])
     pareto.main([*command, "--only", "3", "--table", "--picture", str(tmp_path / "images.png")])
     for name in ("plot.png", "images.png"):
@@ -211,11 +211,11 @@ def test_a_gain_is_predicted_for_images_that_were_not_fitted_on():
 
 
 def test_the_images_in_doubt_are_asked_twice(monkeypatch):
-    monkeypatch.setattr(pareto_second_look, "AGAIN", (0.0, 0.5))
+    monkeypatch.setattr(pareto_cascade, "AGAIN", (0.0, 0.5))
     first = np.array([[0.9, 0.1], [0.45, 0.55], [0.6, 0.4], [0.2, 0.8]])
     second = np.array([[0.0, 1], [0.6, 0.4], [0.45, 0.55], [1, 0]])
     labels = np.array([0, 0, 1, 1])
-    none, half = pareto_second_look.looks(first, second, np.full(4, 0.4), labels)
+    none, half = pareto_cascade.looks(first, second, np.full(4, 0.4), labels)
     assert none == {"again": 0.0, "share_of_macs": 0.4, "mean": 0.5, "static": 0.5}
     # The second image comes right, and the third where the static network answers alone.
     assert half == {"again": 0.5, "share_of_macs": 0.9, "mean": 0.75, "static": 1.0}

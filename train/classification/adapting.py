@@ -10,6 +10,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+import dgnet_keras as dg
 from dgnet_keras.weights import HEAD
 from train.classification import input_pipeline
 from train.classification.datasets import load_data
@@ -28,6 +29,7 @@ FEWEST_STEPS, SMALLEST_BATCH = 50, 16  # of an epoch; in images
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
+AGAIN, CASCADE = 0.1, "cascade.keras"
 
 
 def adapt(
@@ -61,9 +63,11 @@ def adapt(
         strategy: see `train.strategies.make_strategy`.
 
     Returns:
-        Dict, the content of `adapt.json`: of `"static"` and of `"paths"` a dict of
-        `test_accuracy`, `share_of_macs`, and `milliseconds`, the median time of a call, by its
-        number of images; of `"paths"` also `threshold`, and `dial`, what other thresholds give, a
+        Dict, the content of `adapt.json`: of `"static"`, of `"paths"` and of both as a `"cascade"`
+        (see `dgnet_keras.cascade`) a dict of `test_accuracy`, `share_of_macs`, and
+        `milliseconds`, the median time of a call, by its number of images; of `"cascade"` also
+        `again`, the share of the held-out images that the static network is asked about, for which
+        their labels are not used; of `"paths"` also `threshold`, and `dial`, what other thresholds give, a
         list of dicts of `threshold`, `share_of_macs` and `accuracy`.
 
     Raises:
@@ -106,17 +110,27 @@ def adapt(
     if not results:  # of a worker that is not the chief
         return {}
     paths = keras.models.load_model(folder / "model.keras", compile=False)
-    times = milliseconds({"static": network, "paths": paths}, data.test)
+    both, again = _cascade(paths, network, data.test)
+    both.save(workdir / CASCADE)
+    times = milliseconds({"static": network, "paths": paths, "cascade": both}, data.test)
     dial = results["calibration"]["curve"]
+    share = results["share_of_macs"]
     rows = {
         "static": {"test_accuracy": accuracy, "share_of_macs": 1.0},
-        "paths": {key: results[key] for key in ("test_accuracy", "share_of_macs")},
+        "paths": {"test_accuracy": results["test_accuracy"], "share_of_macs": share},
+        "cascade": {"test_accuracy": evaluate(both, data.test), "share_of_macs": share + again},
     }
     rows = {name: {**row, "milliseconds": times[name]} for name, row in rows.items()}
+    rows["cascade"] |= {"again": again}
     rows["paths"] |= {"threshold": results["calibration"]["threshold"], "dial": dial}
     write_json(workdir / "adapt.json", rows)
     console.print(table(rows, len(data.test)))
-    console.print(f"SavedModel: {folder / 'export'}", markup=False, highlight=False)
+    console.print(
+        f"SavedModel of the paths: {folder / 'export'}\nCascade, the paths and the static network "
+        f"for the {again:.0%} of these images that they are least sure of: {workdir / CASCADE}",
+        markup=False,
+        highlight=False,
+    )
     return rows
 
 
@@ -174,6 +188,15 @@ def evaluate(model, split, batch_size=128):
     return float(right / count)
 
 
+def _cascade(paths, static, split):
+    """Both as a cascade, and the share of the images that goes through both."""
+    batches = input_pipeline.test_batches(split, paths.preprocessing, 128)
+    batches = [batch["image"].numpy()[batch["weight"].numpy() > 0] for batch in batches]
+    model = dg.cascade(paths, static, np.concatenate(batches), AGAIN)
+    doubted = [model.probabilities(batch)[1].numpy() for batch in batches if len(batch)]
+    return model, float(np.concatenate(doubted).mean())
+
+
 def milliseconds(models, split):
     """Median times of calls, in turns, of images of a split that no two calls in a row share.
 
@@ -216,19 +239,21 @@ def table(rows, images):
     """A table of what `adapt` returns."""
     shown = Table(title=f"{images} held-out images; times on this machine, in turns")
     static, paths = rows["static"], rows["paths"]
+    titles = {"cascade": "paths, then static where in doubt"}
     sizes = list(static["milliseconds"])
     shown.add_column("network")
     for column in ("accuracy", "share of MACs", *(f"ms, batch {size}" for size in sizes)):
         shown.add_column(column, justify="right")
     figures = {name: [f"{row['milliseconds'][s]:.1f}" for s in sizes] for name, row in rows.items()}
-    for k, size in enumerate(sizes):
-        ratio = paths["milliseconds"][size] / static["milliseconds"][size]
-        figures["paths"][k] += f" (x {ratio:.2f})"
+    for name in ("paths", "cascade"):
+        for k, size in enumerate(sizes):
+            ratio = rows[name]["milliseconds"][size] / static["milliseconds"][size]
+            figures[name][k] += f" (x {ratio:.2f})"
     for name, row in rows.items():
         accuracy, share = f"{row['test_accuracy']:.4f}", f"{row['share_of_macs']:.3f}"
-        shown.add_row(name, accuracy, share, *figures[name])
+        shown.add_row(titles.get(name, name), accuracy, share, *figures[name])
     for point in paths["dial"]:
         if point["threshold"] != paths["threshold"]:
-            name = f"  at threshold {point['threshold']:.2f}"
+            name = f"paths at threshold {point['threshold']:.2f}"
             shown.add_row(name, f"{point['accuracy']:.4f}", f"{point['share_of_macs']:.3f}")
     return shown

@@ -77,6 +77,11 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
     assert {p["accuracy"] for p in dial if p["threshold"] == rows["paths"]["threshold"]} == {
         rows["paths"]["test_accuracy"]
     }
+    both = keras.models.load_model(folder / "cascade.keras")
+    assert (both.first.wiring, both.second.wiring) == ("path", "chain")
+    assert rows["cascade"]["again"] == pytest.approx(0.1, abs=0.02)
+    share = rows["paths"]["share_of_macs"] + rows["cascade"]["again"]
+    assert rows["cascade"]["share_of_macs"] == pytest.approx(share)
     for row in rows.values():
         assert sorted(row["milliseconds"]) == ["1", "32"]
         assert min(row["milliseconds"].values()) > 0

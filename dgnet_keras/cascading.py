@@ -1,0 +1,202 @@
+"""A cascade: a cheap network for every image, a dear one for those that it is in doubt about."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+
+from dgnet_keras.checks import check_preprocessed, is_number
+from dgnet_keras.preprocessing import Preprocessing
+
+
+@keras.saving.register_keras_serializable(package="dgnet_keras")
+class Cascade(keras.Model):
+    """Two classifiers: the second is asked about the images that the first is least sure of.
+
+    An image whose largest probability is below `confidence` goes through both networks, and the
+    mean of their probabilities counts. Any other goes through the first alone. Wang et al., "Wisdom
+    of Committees" (arXiv 2012.01988), have cascades of this kind. For inference: the networks are
+    trained by themselves.
+
+    Args:
+        first: a classifier of images to logits, such as paths.
+        second: likewise, of the same images and classes, such as the static network that the paths
+            started from.
+        confidence: probability, in [0, 1]: the second network is asked about no image at 0, about
+            all that have not that much at 1. A weight of the model; see `set_confidence`.
+        name: of the model.
+
+    Call arguments:
+        images: preprocessed images, (batch, height, width, channels).
+
+    Returns:
+        float32 (batch, classes): logarithms of the probabilities, whose softmax these are.
+
+    Raises:
+        ValueError: for networks that do not fit together, or a confidence out of range; in
+            training.
+    """
+
+    def __init__(
+        self,
+        first: keras.Model,
+        second: keras.Model,
+        confidence: float = 0.5,
+        *,
+        name: str | None = None,
+    ) -> None:
+        _check_pair(first, second)
+        super().__init__(name=name or f"{first.name}_cascade")
+        self.first, self.second = first, second
+        self.confidence = self.add_weight(
+            name="confidence", shape=(), initializer="zeros", trainable=False, autocast=False
+        )
+        self.set_confidence(confidence)
+        self(keras.Input(batch_shape=first.input_shape))  # or Keras would not export it
+
+    def set_confidence(self, confidence: float) -> None:
+        """Sets the probability under which the second network is asked; or raises `ValueError`."""
+        if not is_number(confidence) or not 0 <= confidence <= 1:
+            raise ValueError(
+                "`confidence` must be a probability, in [0, 1]. "
+                f"Received: confidence={confidence!r}"
+            )
+        self.confidence.assign(confidence)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of the first network, and so of both."""
+        return self.first.preprocessing
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """That of both networks: (None, height, width, channels)."""
+        return self.first.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """(None, classes)."""
+        return self.first.output_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.output_shape[-1]
+
+    def call(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """See the class."""
+        if training:
+            raise ValueError("A cascade is not trained: train its networks by themselves.")
+        check_preprocessed(images)
+        return tf.math.log(tf.maximum(self.probabilities(images)[0], 1e-30))
+
+    def probabilities(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What `call` gives the logarithm of, and which images were asked about twice.
+
+        Args:
+            images: preprocessed, (batch, height, width, channels).
+
+        Returns:
+            float32 (batch, classes) and boolean (batch,).
+        """
+        found = tf.nn.softmax(self.first(images, training=False))
+        doubted = tf.reduce_max(found, axis=-1) < self.confidence.value
+        index = tf.where(doubted)
+
+        def ask():
+            again = tf.nn.softmax(self.second(tf.gather_nd(images, index), training=False))
+            mean = (tf.gather_nd(found, index) + again) / 2
+            return tf.tensor_scatter_nd_update(found, index, mean)
+
+        return tf.cond(tf.reduce_any(doubted), ask, lambda: found), doubted
+
+    def compute_output_spec(
+        self, images: keras.KerasTensor, training: bool | None = None
+    ) -> keras.KerasTensor:
+        """float32 (batch, classes)."""
+        return keras.KerasTensor((images.shape[0], self.num_classes), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, the networks serialised."""
+        return {
+            "first": keras.saving.serialize_keras_object(self.first),
+            "second": keras.saving.serialize_keras_object(self.second),
+            "confidence": float(self.confidence.numpy()),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Rebuilds the cascade with its networks."""
+        networks = {
+            key: keras.saving.deserialize_keras_object(config[key], custom_objects)
+            for key in ("first", "second")
+        }
+        return cls(**{**config, **networks})
+
+
+def cascade(
+    first: keras.Model,
+    second: keras.Model,
+    images: ArrayLike,
+    again: float = 0.1,
+    *,
+    batch_size: int = 128,
+) -> Cascade:
+    """A cascade that asks the second network about a share of images, those in doubt.
+
+    No labels are needed. Some hundreds of images that neither network was trained on are: of
+    training images a network is in doubt less often.
+
+    Args:
+        first: the cheap network, see `Cascade`.
+        second: the dear one.
+        images: what they take (preprocessed), (count, height, width, channels).
+        again: share of the images to ask about twice, in [0, 1].
+        batch_size: images computed at a time.
+
+    Returns:
+        A `Cascade`. Its weights are those of the two networks, not copies.
+
+    Raises:
+        ValueError: for a share outside [0, 1], or images or networks that do not fit.
+    """
+    if not is_number(again) or not 0 <= again <= 1:
+        raise ValueError(f"`again` must be a share, in [0, 1]. Received: again={again!r}")
+    model = Cascade(first, second)
+    kind, images = type(images).__name__, np.asarray(images)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(
+            "`images` must be an array (count, height, width, channels) of at least 1. "
+            f"Received: shape {images.shape}, {kind}"
+        )
+    check_preprocessed(images, first.input_shape[1:])
+    logits = first.predict(images, batch_size=batch_size, verbose=0)
+    sure = np.sort(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy().max(axis=1))
+    count = round(again * len(sure))
+    # Between the last that is asked about and the first that is not.
+    model.set_confidence(1.0 if count == len(sure) else float(sure[count]) if count else 0.0)
+    return model
+
+
+def _check_pair(first, second):
+    for name, network in (("first", first), ("second", second)):
+        if not isinstance(network, keras.Model):
+            raise ValueError(f"`{name}` must be a `keras.Model`. Received: {network!r}")
+    shapes = [(m.input_shape, m.output_shape) for m in (first, second)]
+    if first is second or shapes[0] != shapes[1]:
+        raise ValueError(
+            "`first` and `second` must be two networks of the same images and classes. Received: "
+            f"{first.name!r}, {shapes[0]}, and {second.name!r}, {shapes[1]} (images, logits)"
+        )
+    pixels = [(p.mean, p.std) for m in (first, second) if (p := getattr(m, "preprocessing", None))]
+    if len(set(pixels)) > 1:
+        raise ValueError(
+            "`first` and `second` must take images of the same mean and standard deviation. "
+            f"Received: {pixels[0]} and {pixels[1]}"
+        )

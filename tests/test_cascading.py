@@ -1,0 +1,91 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from catalog import create, images, randomize
+
+import dgnet_keras as dg
+
+
+def network(wiring="chain", seed=0, **options):
+    return randomize(create("resnet_cifar_path", wiring=wiring, **options), seed, scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    options = {"input_shape": (16, 16, 3)}
+    return network("path", **options), network("chain", 1, **options)
+
+
+def softmax(model, x):
+    return tf.nn.softmax(model(x)).numpy()
+
+
+@pytest.mark.parametrize("again", [0.0, 0.25, 1.0])
+def test_the_least_sure_get_the_mean_of_both(pair, again):
+    x = images(12)
+    model = dg.cascade(*pair, x, again)
+    first, second = (softmax(m, x) for m in pair)
+    doubted = np.argsort(first.max(axis=1))[: round(12 * again)]
+    expected = first.copy()
+    expected[doubted] = (first[doubted] + second[doubted]) / 2
+    np.testing.assert_allclose(softmax(model, x), expected, atol=1e-6)
+    np.testing.assert_allclose(np.exp(model.predict(x, verbose=0)), expected, atol=1e-6)
+    _, asked = model.probabilities(x)
+    assert sorted(np.flatnonzero(asked)) == sorted(doubted)
+
+
+def test_the_second_network_computes_for_these_images_alone(pair):
+    class Counting(keras.layers.Layer):
+        rows = tf.Variable(0)
+
+        def call(self, x):
+            self.rows.assign_add(tf.shape(x)[0])
+            return x
+
+    given = keras.Input((16, 16, 3))
+    second = keras.Model(given, pair[1](Counting()(given)))
+    x = images(12)
+    model = dg.cascade(pair[0], second, x, 0.25)
+    Counting.rows.assign(0)
+    model.predict(x, verbose=0)
+    assert Counting.rows.numpy() == 3
+
+
+def test_saved_loaded_and_exported(pair, tmp_path):
+    x = images(12)
+    model = dg.cascade(*pair, x, 0.25)
+    expected = softmax(model, x)
+    model.save(tmp_path / "cascade.keras")
+    again = keras.models.load_model(tmp_path / "cascade.keras")
+    np.testing.assert_allclose(softmax(again, x), expected, atol=1e-6)
+    again.set_confidence(0.0)
+    np.testing.assert_allclose(softmax(again, x), softmax(pair[0], x), atol=1e-6)
+    model.export(tmp_path / "export", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "export"))
+    for count in (1, 12):
+        found = tf.nn.softmax(served.serve(x[:count]))
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+
+
+def test_mistakes_are_named(pair):
+    x = images(4)
+    for arguments, message in (
+        ((*pair, x, 1.5), r"`again` must be a share, in \[0, 1\]"),
+        ((*pair, x[0]), "at least 1"),
+        ((*pair, (255 * np.abs(x)).astype("uint8")), "preprocessed"),
+        ((pair[0], pair[0], x), "two networks of the same images and classes"),
+        ((pair[0], network(num_classes=5, input_shape=(16, 16, 3)), x), "same images and classes"),
+        ((pair[0], "static.keras", x), "`second` must be a `keras.Model`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dg.cascade(*arguments)
+    other = network(input_shape=(16, 16, 3))
+    other.preprocessing = dg.Preprocessing((16, 16), mean=(0.1, 0.2, 0.3))
+    with pytest.raises(ValueError, match="same mean and standard deviation"):
+        dg.cascade(pair[0], other, x)
+    model = dg.cascade(*pair, x)
+    with pytest.raises(ValueError, match="is not trained"):
+        model(x, training=True)
+    with pytest.raises(ValueError, match="must be a probability"):
+        model.set_confidence(1.5)
