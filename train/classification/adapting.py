@@ -67,8 +67,8 @@ def adapt(
         (see `dgnet_keras.cascade`) a dict of `test_accuracy`, `share_of_macs`, and
         `milliseconds`, the median time of a call, by its number of images; of `"cascade"` also
         `again`, the share of the held-out images that the static network is asked about, for which
-        their labels are not used; of `"paths"` also `threshold`, and `dial`, what other thresholds give, a
-        list of dicts of `threshold`, `share_of_macs` and `accuracy`.
+        their labels are not used; of `"paths"` also `threshold`, and `dial`, what other
+        thresholds give, a list of dicts of `threshold`, `share_of_macs` and `accuracy`.
 
     Raises:
         ValueError: also if the network knows no more of the data than one that guesses.
