@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from benchmarks.accuracy_runs import load_images
-from benchmarks.accuracy_studies import WEIGHTS
+from benchmarks.accuracy_studies import WEIGHTS, recipe_hash
 from benchmarks.pareto_table import BASE
 
 BATCH = 500
@@ -29,6 +29,7 @@ class Finished:
     def __init__(self, job, images, dtype=None):
         import numpy as np
 
+        self.job = job
         data = load_images(job.recipe, images)
         self.recipe = dataclasses.replace(job.recipe, dtype=dtype or job.recipe.dtype)
         self.class_names = data.class_names
@@ -43,11 +44,17 @@ class Finished:
         return create_model(recipe, len(self.class_names))
 
     def static(self, trained=True):
-        """The static ResNet-56: the one that the run learned from, or one that is not trained."""
-        recipe = dataclasses.replace(self.recipe, model=BASE, wiring="chain", macs_target=None)
+        """The static ResNet-56 of the same seed, or one that is not trained.
+
+        It is what a run with a teacher has learned from, but for those that learned from another.
+        """
+        changes = {"wiring": "chain", "macs_target": None, "distill_from": None}
+        recipe = dataclasses.replace(self.recipe, model=BASE, distill_model=None, **changes)
         network = self._create(recipe)
         if trained:
-            network.load_weights(self.recipe.distill_from)
+            run = dataclasses.replace(recipe, dtype=self.job.recipe.dtype)
+            folder = f"{recipe_hash(run)}-chain-{run.seed}"
+            network.load_weights(self.job.workdir.parent / folder / WEIGHTS)
         return network
 
     def predict(self, network):

@@ -74,7 +74,7 @@ def test_it_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert found["swaps"]["oracle"]["1"]["loss"] < found["swaps"]["own"]["0"]["loss"]
     assert "| `path` | shared | 1 |" in capsys.readouterr().out
     pareto.main([*command, "--only", "3", "--measure", "cascade"])
-    (found,) = rows_of("cascade")
+    *_, found = rows_of("cascade")
     assert found["looks"][0]["mean"] == pytest.approx(path["test_accuracy"])
     pareto.main([*command, "--only", "3", "--table", "--picture", str(tmp_path / "images.png")])
     for name in ("plot.png", "images.png"):
