@@ -73,9 +73,14 @@ class Finished:
     @functools.cached_property
     def macs(self):
         """Multiply-adds of each image, int64 (images,)."""
+        import numpy as np
+
         from dgnet_keras.complexity import model_costs
 
-        return model_costs(self.model).of_images(self.adjacency, len(self.labels)).numpy()
+        costs = model_costs(self.model)
+        if not self.adjacency:
+            return np.full(len(self.labels), costs.static, "int64")
+        return costs.of_images(self.adjacency, len(self.labels)).numpy()
 
     @property
     def shares(self):
