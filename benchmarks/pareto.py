@@ -260,17 +260,19 @@ def rows_file(results, measure=None):
     return results / ("pareto.jsonl" if measure is None else f"pareto_{measure}.jsonl")
 
 
+def rows_of(jobs, results, measure=None):
+    """The rows of these jobs, or those of a measure of them, in the folder `results`."""
+    wanted = {run_key(job.identity) for job in jobs}
+    return [row for row in read_rows(rows_file(results, measure)) if run_key(row) in wanted]
+
+
 def tables_of(jobs, results):
     """What a document shows of the rows of these jobs.
 
     Returns:
         Dict of the name of a mark to a table's lines; and the rows of `pareto_table.summarize`.
     """
-    wanted = {run_key(job.identity) for job in jobs}
-    rows = {
-        measure: [r for r in read_rows(rows_file(results, measure)) if run_key(r) in wanted]
-        for measure in (None, *MEASURES)
-    }
+    rows = {measure: rows_of(jobs, results, measure) for measure in (None, *MEASURES)}
     summary = summarize(rows[None], rows["times"])
     tables = {"pareto": markdown(summary)} if summary else {}
     for measure in MEASURES[1:]:  # times are in the first table
@@ -287,7 +289,7 @@ def _show(jobs, args):
     for lines in tables.values():
         print("\n".join(lines))
     if args.plot:
-        plot(summary).savefig(args.plot, dpi=130)
+        plot(summary, rows_of(jobs, args.results, "cascade")).savefig(args.plot, dpi=130)
     if args.document:
         text = args.document.read_text()
         args.document.write_text(fill_in(text, tables))

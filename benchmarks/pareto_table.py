@@ -145,14 +145,35 @@ def _difference(entry):
     return f"{mean:+.2f}{interval} ({count})"
 
 
-def plot(table):
+def cascades(rows):
+    """What a cascade with the static ResNet-56 gives, of rows of `--measure cascade`.
+
+    Returns:
+        Dict of network, wiring, target and teacher to a list of (multiply-adds, accuracy in
+        percent), means over the seeds, by the share of the images that is asked about twice.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row["looks"])
+    return {
+        key: [
+            (_mean([p["share_of_macs"] for p in points]), 100 * _mean([p["mean"] for p in points]))
+            for points in zip(*seeds, strict=True)
+        ]
+        for key, seeds in groups.items()
+    }
+
+
+def plot(table, cascade_rows=()):
     """Accuracy by multiply-adds and, where times are known, by time at batch 1 and 128.
 
     Args:
         table: of `summarize`.
+        cascade_rows: of `--measure cascade`.
 
     Returns:
-        A matplotlib `Figure`. Thin lines are the dial: the same weights at other thresholds.
+        A matplotlib `Figure`. Thin lines are the dial: the same weights at other thresholds. Dashed
+        lines are cascades.
     """
     from dgnet_keras.drawing import new_figure
 
@@ -163,10 +184,13 @@ def plot(table):
     names = {"chain": "static", "path": "paths", "learned_path": "paths, the same for all images"}
     figure = new_figure(1 + 4 * len(panels), 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    colors = {wiring: f"C{number}" for number, wiring in enumerate(names)}
+    for (_, wiring, _, _), points in cascades(cascade_rows).items():
+        axes[0].plot(*zip(*points, strict=True), "--.", color=colors[wiring], lw=1, ms=4)
     for axis, (label, points) in zip(axes, panels.items(), strict=True):
-        for number, (wiring, name) in enumerate(names.items()):
+        for wiring, name in names.items():
             own = [(x, row) for x, row in points if row["key"][1] == wiring]
-            color = f"C{number}"
+            color = colors[wiring]
             axis.errorbar(
                 [x for x, _ in own],
                 [row["accuracy"] for _, row in own],

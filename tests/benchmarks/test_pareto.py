@@ -210,6 +210,13 @@ def test_a_gain_is_predicted_for_images_that_were_not_fitted_on():
     assert abs(np.corrcoef(found[:, 1], gains[:, 1])[0, 1]) < 0.2
 
 
+def test_cascades_are_means_over_the_seeds_of_a_run():
+    looks = [[{"share_of_macs": x, "mean": y}] for x, y in ((0.5, 0.8), (0.7, 0.9))]
+    rows = [{**row("resnet56_cifar", "path", 0.55, s, 0), "looks": looks[s]} for s in (0, 1)]
+    key = "resnet56_cifar", "path", 0.55, "resnet56_cifar"
+    assert pareto_table.cascades(rows) == {key: [(pytest.approx(0.6), pytest.approx(85.0))]}
+
+
 def test_the_images_in_doubt_are_asked_twice(monkeypatch):
     monkeypatch.setattr(pareto_cascade, "AGAIN", (0.0, 0.5))
     first = np.array([[0.9, 0.1], [0.45, 0.55], [0.6, 0.4], [0.2, 0.8]])
