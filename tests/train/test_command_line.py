@@ -25,7 +25,7 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
     for arguments, message in [
         (["--config", "digits_resnet20", "--strategy", "tpu"], "needs a TPU"),
         (["--config", "digits_resnet20", "--set", "accumulation_steps=5"], "accumulation_steps=5"),
-        (["--config", "digits_resnet20", "--init-from", "/nope"], "/nope does not exist"),
+        (["--config", "digits_resnet20", "--init-from", "/nope"], "No weights file at /nope"),
         (
             ["--config", "digits_resnet20", "--init-from", str(tmp_path)],
             "neither model.keras nor best",

@@ -120,6 +120,9 @@ def _tells(recipe, is_set, init_from, config_file):
     before = read_json(config_file)
     if before is not None and not path.exists():
         return {key: _tupled(before[key]) for key in TOLD if key in before}
+    is_folder_alone = path.is_dir() and not (path / "config.json").exists()
+    if is_folder_alone or not (path.exists() or is_hub_name(str(init_from))):
+        return {}  # loading says best what is wrong
     is_named = is_set or path.name.endswith((".weights.h5", ".npz"))
     found = find_source(path if path.exists() else init_from, recipe.model if is_named else None)
     tells = {"model": found.model, "model_overrides": found.model_overrides, **found.settings}
