@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from dgnet_keras import connectivity
 from dgnet_keras.adjacencies import adjacency_at, check_network
 from dgnet_keras.budget import check_reachable, check_target, stages_of
-from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.checks import check_images
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers.wiring import PATHS
 from dgnet_keras.user_warnings import warn
@@ -51,15 +51,7 @@ def calibrate(
     check_network(model, "adjacency_outputs")
     check_target(macs, "macs")
     check_reachable(model, macs)
-    kind, images = type(images).__name__, np.asarray(images)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(
-            "`images` must be an array (count, height, width, channels) of at least 1. "
-            f"Received: shape {images.shape}, {kind}"
-        )
-    check_preprocessed(images, model.input_shape[1:])
-    if not np.isfinite(images).all():
-        raise ValueError("`images` must be finite. Received: NaN or infinity among their pixels")
+    images = check_images(images, model.input_shape[1:])
     measure = functools.cache(_Measure(model, images, batch_size))
     low, high = _bracket(model, measure, macs)
     for _ in range(_STEPS):

@@ -8,8 +8,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dgnet_keras.checks import check_preprocessed, is_number
+from dgnet_keras.checks import check_images, check_preprocessed, is_number
 from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.user_warnings import warn
+
+_FAR = 0.01  # from the wanted share, worth a warning
 
 
 @keras.saving.register_keras_serializable(package="dgnet_keras")
@@ -55,6 +58,7 @@ class Cascade(keras.Model):
             name="confidence", shape=(), initializer="zeros", trainable=False, autocast=False
         )
         self.set_confidence(confidence)
+        self.supports_jit = False  # how many images are asked about twice is not known before
         self(keras.Input(batch_shape=first.input_shape))  # or Keras would not export it
 
     def set_confidence(self, confidence: float) -> None:
@@ -161,7 +165,8 @@ def cascade(
         batch_size: images computed at a time.
 
     Returns:
-        A `Cascade`. Its weights are those of the two networks, not copies.
+        A `Cascade`. Its weights are those of the two networks, not copies. A warning says so where
+        the share of these images is more than 0.01 from `again`.
 
     Raises:
         ValueError: for a share outside [0, 1], or images or networks that do not fit.
@@ -169,18 +174,18 @@ def cascade(
     if not is_number(again) or not 0 <= again <= 1:
         raise ValueError(f"`again` must be a share, in [0, 1]. Received: again={again!r}")
     model = Cascade(first, second)
-    kind, images = type(images).__name__, np.asarray(images)
-    if images.ndim != 4 or not len(images):
-        raise ValueError(
-            "`images` must be an array (count, height, width, channels) of at least 1. "
-            f"Received: shape {images.shape}, {kind}"
-        )
-    check_preprocessed(images, first.input_shape[1:])
+    images = check_images(images, first.input_shape[1:])
     logits = first.predict(images, batch_size=batch_size, verbose=0)
     sure = np.sort(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy().max(axis=1))
     count = round(again * len(sure))
-    # Between the last that is asked about and the first that is not.
+    # That of the first image that is not asked about; many may be as sure as this one.
     model.set_confidence(1.0 if count == len(sure) else float(sure[count]) if count else 0.0)
+    asked = float(np.mean(sure < model.confidence.numpy()))
+    if abs(asked - again) > max(_FAR, 1 / len(sure)):
+        warn(
+            f"Of these images {asked:.3f} are asked about twice, and not {again}: the first "
+            "network is equally sure of the others."
+        )
     return model
 
 
@@ -189,6 +194,11 @@ def _check_pair(first, second):
         if not isinstance(network, keras.Model):
             raise ValueError(f"`{name}` must be a `keras.Model`. Received: {network!r}")
     shapes = [(m.input_shape, m.output_shape) for m in (first, second)]
+    if shapes[0][1][-1] == 1:
+        raise ValueError(
+            "A cascade needs at least two classes: of one there is no most probable. "
+            f"Received: {first.name!r}, which answers {shapes[0][1]}"
+        )
     if first is second or shapes[0] != shapes[1]:
         raise ValueError(
             "`first` and `second` must be two networks of the same images and classes. Received: "

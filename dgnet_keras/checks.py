@@ -5,6 +5,9 @@ import numbers
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from dgnet_keras.user_warnings import warn
 
 
@@ -104,3 +107,25 @@ def check_preprocessed(images: Any, input_shape: Sequence[int | None] | None = N
             f"`images` must be what the model takes, {tuple(input_shape)} (height, width, "
             f"channels). Received: {shape}"
         )
+
+
+def check_images(images: ArrayLike, input_shape: Sequence[int | None]) -> np.ndarray:
+    """Preprocessed images as an array, (count, height, width, channels), all finite.
+
+    Args:
+        images: at least one.
+        input_shape: (height or None, width or None, channels) that the network takes.
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    kind, images = type(images).__name__, np.asarray(images)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(
+            "`images` must be an array (count, height, width, channels) of at least 1. "
+            f"Received: shape {images.shape}, {kind}"
+        )
+    check_preprocessed(images, input_shape)
+    if not np.isfinite(images).all():
+        raise ValueError("`images` must be finite. Received: NaN or infinity among their pixels")
+    return images

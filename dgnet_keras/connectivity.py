@@ -49,14 +49,14 @@ check_adjacency = check_adjacency_batch
 
 
 def check_labels(
-    labels: ArrayLike, images: int, class_names: Sequence[str] | None = None
+    labels: ArrayLike | None, images: int, class_names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Labels as int (images,).
+    """Labels as int (images,); without labels, all images are one class.
 
     Raises:
         ValueError: if they are not whole numbers, one an image, or not in `class_names`.
     """
-    given = np.asarray(labels).reshape(-1)
+    given = np.zeros(images, int) if labels is None else np.asarray(labels).reshape(-1)
     if len(given) != images:
         raise ValueError(
             f"Expected one label an image. Received: {len(given)} labels, {images} images"

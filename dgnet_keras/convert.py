@@ -22,6 +22,8 @@ from dgnet_keras.weights import (
     saved_config,
 )
 
+NAMED = 3  # differences that are named where the variant is another
+
 __all__ = [
     "HEAD",
     "WeightsMismatch",
@@ -113,8 +115,10 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         stated, own = stated_variant(path), getattr(model, "backbone", model).name
         if stated in (None, own):
             raise
+        differences = "\n".join(str(error).splitlines()[: 1 + NAMED])
         raise WeightsMismatch(
-            f"{path} holds weights of the variant {stated}. Received: a model of {own}"
+            f"{path} says that it is of the variant {stated}. Received: a model of {own}. "
+            f"{differences}\n  ..."
         ) from error
 
 

@@ -52,6 +52,11 @@ class Distillation:
                 f"{student.output_shape[-1]} classes. Received: the model {teacher.name!r}, which "
                 f"takes {received} and answers {teacher.output_shape}"
             )
+        if student.output_shape[-1] == 1:
+            raise ValueError(
+                "Distillation needs at least two classes: the softmax of one says nothing. "
+                f"Received: the model {student.name!r}, which answers {student.output_shape}"
+            )
         own, other = (
             (p.mean, p.std) if (p := getattr(model, "preprocessing", None)) else None
             for model in (student, teacher)

@@ -151,8 +151,7 @@ def plot_blocks_by_class(
         ValueError: if there is no adjacency to draw, or not one label an image.
     """
     images = check_adjacency_batch(dict(adjacency))
-    given = np.zeros(images, int) if labels is None else labels
-    labels = check_labels(given, images, class_names)
+    labels = check_labels(labels, images, class_names)
     classes = np.unique(labels)
     names = [drawing.name_of(class_names, c) for c in classes] if len(classes) > 1 else ["all"]
     stages = _used_blocks(adjacency, images)

@@ -192,8 +192,7 @@ def plot_path_diversity(
     """
     found = connectivity.path_diversity(adjacency, labels)
     numbers, _ = connectivity.paths(adjacency)
-    given = np.zeros(len(numbers), int) if labels is None else labels
-    labels = check_labels(given, len(numbers), class_names)
+    labels = check_labels(labels, len(numbers), class_names)
     classes = np.unique(labels)
     edges = max(len(connectivity.edges_of(m)[0]) for m in adjacency.values())
     width, rows = max(7.5, min(0.42 * edges + 4, 18)), len(adjacency)

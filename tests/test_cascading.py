@@ -76,6 +76,7 @@ def test_mistakes_are_named(pair):
         ((*pair, (255 * np.abs(x)).astype("uint8")), "preprocessed"),
         ((pair[0], pair[0], x), "two networks of the same images and classes"),
         ((pair[0], network(num_classes=5, input_shape=(16, 16, 3)), x), "same images and classes"),
+        ((*pair, np.full_like(x, np.nan)), "must be finite"),
         ((pair[0], "static.keras", x), "`second` must be a `keras.Model`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -89,3 +90,17 @@ def test_mistakes_are_named(pair):
         model(x, training=True)
     with pytest.raises(ValueError, match="must be a probability"):
         model.set_confidence(1.5)
+
+
+def test_one_class_has_no_most_probable():
+    options = {"num_classes": 1, "input_shape": (16, 16, 3)}
+    with pytest.raises(ValueError, match="at least two classes"):
+        dg.cascade(network(**options), network(seed=1, **options), images(4))
+
+
+def test_a_share_that_equally_sure_images_miss_is_warned_of(pair):
+    layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, use_bias=False)]
+    first = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    first.set_weights([np.zeros((3, 3))])
+    with pytest.warns(UserWarning, match=r"0\.000 are asked about twice, and not 0\.3"):
+        dg.cascade(first, pair[1], images(10), 0.3)

@@ -309,7 +309,9 @@ def test_weights_of_another_variant_are_named(tmp_path):
     options = {"num_classes": 3, "input_shape": (16, 16, 3), "wiring": "chain"}
     path = tmp_path / "static.keras"
     dg.create("resnet32_cifar", **options).save(path)
-    with pytest.raises(ValueError, match=r"variant resnet32_cifar\. Received: a model of resnet20"):
+    with pytest.raises(
+        ValueError, match=r"of the variant resnet32_cifar\. Received: a model of resnet20"
+    ):
         dg.create("resnet20_cifar", weights=path, **options)
     # depths of one's own are not told by the name: what differs is listed
     with pytest.raises(ValueError, match="do not fit the model"):
@@ -321,5 +323,7 @@ def test_a_timm_file_of_another_variant_is_named(tmp_path):
 
     path = tmp_path / "resnet34.a1_in1k.safetensors"
     save_file({"conv1.weight": np.zeros((64, 3, 7, 7), "float32")}, path)
-    with pytest.raises(ValueError, match=r"variant resnet34\. Received: a model of resnet18"):
+    with pytest.raises(
+        ValueError, match=r"resnet34\. Received: a model of resnet18(?s:.*)only in the"
+    ):
         dg.create("resnet18", input_shape=(32, 32, 3), weights=path)

@@ -132,6 +132,12 @@ def test_teachers_that_cannot_teach_are_refused(teacher, options, message):
     np.testing.assert_allclose(student.losses, before, rtol=1e-5)
 
 
+def test_one_class_cannot_be_distilled():
+    student = tiny(num_classes=1)
+    with pytest.raises(ValueError, match="at least two classes"):
+        student.distill_from(tiny("chain", num_classes=1))
+
+
 def test_a_model_is_not_its_own_teacher():
     student = tiny()
     with pytest.raises(ValueError, match="must be another model"):

@@ -105,7 +105,7 @@ def ending_clearly(name, workdir, extras="train"):
         sys.exit(STOPPED)
     except ModuleNotFoundError as error:
         sys.exit(f"{name}: {error}. {install}")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"{name}: {error}")
     except tf.errors.OpError as error:  # such as a worker that is gone, or a label out of range
         sys.exit(f"{name}: {explain(error)}")

@@ -8,6 +8,7 @@ import numpy as np
 import dgnet_keras as dg
 from dgnet_keras import convert
 from dgnet_keras.paths import usable_path
+from dgnet_keras.timm import is_hub_name
 from train import checkpoints
 from train.workdir import atomic_file
 
@@ -19,7 +20,7 @@ def load_initial_weights(model, path, option="--init-from"):
 
     Args:
         model: a classifier or a backbone.
-        path: a file of `dgnet_keras.convert.load_weights` (timm's included), a checkpoint of a
+        path: what `dgnet_keras.convert.load_weights` takes (timm's included), a checkpoint of a
             run such as `runs/a/checkpoints/ckpt-100`, or a run's folder, whose finished model,
             or else best weights, are taken. With another number of classes the backbone alone is
             loaded.
@@ -32,6 +33,8 @@ def load_initial_weights(model, path, option="--init-from"):
         FileNotFoundError: if there is nothing at `path`.
         ValueError: as `dgnet_keras.convert.load_weights`; the model is then as it was.
     """
+    if is_hub_name(str(path)):
+        return dg.convert.load_weights(model, str(path))
     path = pathlib.Path(usable_path(option, path))
     if path.with_name(path.name + ".index").exists():
         values = checkpoints.read_model_weights(path)

@@ -39,7 +39,6 @@ def plot_command(args):
     import numpy as np
 
     import dgnet_keras as dg
-    from dgnet_keras import connectivity
     from dgnet_keras.adjacencies import check_network
     from dgnet_keras.complexity import model_costs
 
@@ -69,6 +68,20 @@ def plot_command(args):
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=130)
         print(output / f"{name}.png")
+    report, summary = _report(model, paths, labels, adjacency, counted)
+    text = json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n"
+    messages = [summary, *report["router_health"]]
+    write_whole(output / "connectivity.json", text)
+    write_whole(output / "index.html", page(readable(args.model), messages, figures))
+    print(summary)
+    for message in report["router_health"]:
+        warn(message)
+
+
+def _report(model, paths, labels, adjacency, counted):
+    """The figures of `connectivity.json`, a dict, and the line that sums them up."""
+    from dgnet_keras import connectivity
+
     found = connectivity.path_diversity(adjacency, labels)
     findings = []
     if model.wiring in BY_IMAGE and len(paths) > 1:
@@ -80,21 +93,19 @@ def plot_command(args):
         "router_health": [finding.message for finding in findings],
         "each_image": each_image(paths, adjacency, counted),
     }
-    scratch = output / ".connectivity.json"
-    scratch.write_text(json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n")
-    os.replace(scratch, output / "connectivity.json")
-    print(output / "connectivity.json")
-    summary = (
+    return report, (
         f"{found['images']} images, {found['distinct_paths']} distinct paths, "
         f"{found['path_entropy']:.2f} bits of path entropy; MACs of an image, on average, "
         f"{mean_macs:,.0f} of {counted['macs']:,}"
     )
-    messages = [summary, *report["router_health"]]
-    (output / "index.html").write_text(page(readable(args.model), messages, figures))
-    print(output / "index.html")
-    print(summary)
-    for finding in findings:
-        warn(finding.message)
+
+
+def write_whole(path, text):
+    """Writes a file that appears whole or not at all, and prints its name."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+    print(path)
 
 
 def each_image(paths, adjacency, counted):

@@ -19,7 +19,8 @@ from train.imagenet import main
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
+def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     workdir = str(tmp_path / "run")
     (tmp_path / "ckpt-20.index").touch()
     for arguments, message in [
@@ -31,6 +32,8 @@ def test_mistakes_on_the_command_line_end_with_one_sentence(tmp_path):
             "neither model.keras nor best",
         ),
         (["--config", "digits_resnet20", "--init-from", f"{tmp_path}/ckpt-3"], "there: ckpt-20$"),
+        (["--config", "digits_resnet20", "--init-from", "timm/resnet18.a"], r"dgnet_keras\[hub\]"),
+        (["--config", "digits_resnet20", "--set", "distill_from=timm/a"], r"dgnet_keras\[hub\]"),
         (["--config", "digits_resnet20", "--set", "distill_from=/no"], "No weights file at /no"),
         (["--config", "imagenet_resnet50"], "TFRecords.*--data-dir"),
         (

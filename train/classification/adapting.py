@@ -20,7 +20,7 @@ from train.classification.run import configure, train
 from train.classification.sources import check_static, find_source
 from train.turns import in_turns
 from train.weights import load_initial_weights
-from train.workdir import write_json
+from train.workdir import atomic_file, write_json
 
 # The settings that were measured.
 RECIPE = RECIPES["cifar10_resnet56_path"]
@@ -79,30 +79,8 @@ def adapt(
     data, recipe = _prepared(found, data_dir, macs, epochs, overrides)
     configure(recipe)
     options = {"data_dir": data_dir, "strategy": strategy, "summary": False}
-    static, weights = dataclasses.replace(recipe, wiring="chain", macs_target=None), found.weights
-    network, is_fitted = _load(static, found, weights, data)
-    if fit_epochs is None:
-        fit_epochs = 0 if is_fitted else epochs
-    if not fit_epochs and not is_fitted:
-        raise ValueError(
-            f"The network must be fitted to the classes of {data_dir}, which are others than those "
-            f"of {source}. Received: fit_epochs={fit_epochs}"
-        )
-    if fit_epochs:
-        console.rule(f"The static network, fitted to these images in {fit_epochs} epochs")
-        static = dataclasses.replace(static, epochs=fit_epochs)
-        folder = workdir / "static"
-        train(static, folder, init_from=weights, **options)
-        weights = str(folder)
-        network, _ = _load(static, found, weights, data)
-    accuracy = evaluate(network, data.test)
-    if not fit_epochs and accuracy < BY_CHANCE / len(data.class_names):
-        raise ValueError(
-            f"{source} is right for {100 * accuracy:.1f} % of the held-out images, which is no "
-            "more than by guessing. Its classes must be those of the folders, in the order of "
-            f"their names: {', '.join(data.class_names[:5])}, ... A network of other classes is "
-            "fitted to these first with fit_epochs"
-        )
+    static = _static(found, source, recipe, data, workdir / "static", fit_epochs, console, options)
+    network, weights, accuracy = static
     console.rule(f"Paths at {macs} of its multiply-adds")
     recipe = dataclasses.replace(recipe, distill_from=weights)
     folder = workdir / "paths"
@@ -111,7 +89,8 @@ def adapt(
         return {}
     paths = keras.models.load_model(folder / "model.keras", compile=False)
     both, again = _cascade(paths, network, data.test)
-    both.save(workdir / CASCADE)
+    with atomic_file(workdir / CASCADE) as scratch:
+        both.save(scratch)
     times = milliseconds({"static": network, "paths": paths, "cascade": both}, data.test)
     dial = results["calibration"]["curve"]
     share = results["share_of_macs"]
@@ -132,6 +111,35 @@ def adapt(
         highlight=False,
     )
     return rows
+
+
+def _static(found, source, recipe, data, folder, fit_epochs, console, options):
+    """The static network, where its weights lie, and its accuracy; fitted to the data if asked."""
+    weights = found.weights
+    static = dataclasses.replace(recipe, wiring="chain", macs_target=None)
+    network, is_fitted = _load(static, found, weights, data)
+    if fit_epochs is None:
+        fit_epochs = 0 if is_fitted else recipe.epochs
+    if not fit_epochs and not is_fitted:
+        raise ValueError(
+            f"The network must be fitted to the classes of {options['data_dir']}, which are others "
+            f"than those of {source}. Received: fit_epochs={fit_epochs}"
+        )
+    if fit_epochs:
+        console.rule(f"The static network, fitted to these images in {fit_epochs} epochs")
+        static = dataclasses.replace(static, epochs=fit_epochs)
+        train(static, folder, init_from=weights, **options)
+        weights = str(folder)
+        network, _ = _load(static, found, weights, data)
+    accuracy = evaluate(network, data.test)
+    if not fit_epochs and accuracy < BY_CHANCE / len(data.class_names):
+        raise ValueError(
+            f"{source} is right for {100 * accuracy:.1f} % of the held-out images, which is no "
+            "more than by guessing. Its classes must be those of the folders, in the order of "
+            f"their names: {', '.join(data.class_names[:5])}, ... A network of other classes is "
+            "fitted to these first with fit_epochs"
+        )
+    return network, weights, accuracy
 
 
 def _prepared(found, data_dir, macs, epochs, overrides):

@@ -24,7 +24,7 @@ class Source:
         weights: file or folder that `train.weights.load_initial_weights` takes.
         model: its variant.
         model_overrides: fields of the variant's Spec that it has otherwise.
-        wiring: `"chain"` of a static network.
+        wiring: `"chain"` of a static network; None of another that does not say which.
         class_names: of its classes, in order, or None where nothing tells.
         settings: dict of a recipe's keys that it tells: `input_shape`, `mean`, `std`, `crop`.
     """
@@ -32,7 +32,7 @@ class Source:
     weights: str
     model: str
     model_overrides: dict = dataclasses.field(default_factory=dict)
-    wiring: str = "chain"
+    wiring: str | None = "chain"
     class_names: tuple[str, ...] | None = None
     settings: dict = dataclasses.field(default_factory=dict)
 
@@ -69,7 +69,7 @@ def find_source(source, model=None):
     elif path.suffix == ".safetensors":
         found = _of_timm(path, model)
     else:
-        wiring = "chain" if is_static(path) else "dynamic"
+        wiring = "chain" if is_static(path) else None
         found = Source(str(path), _named(model, path), wiring=wiring)
     if model not in (None, found.model):
         raise ValueError(f"{source} holds a {found.model}. Received: the variant {model}")
@@ -81,7 +81,7 @@ def check_static(found, source):
     if found.wiring != "chain":
         raise ValueError(
             "A static network is needed, of wiring 'chain'. "
-            f"Received: {source}, of wiring {found.wiring!r}"
+            f"Received: {source}, of wiring {found.wiring or 'another'!r}"
         )
 
 

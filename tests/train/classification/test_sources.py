@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import sys
 
 import keras
+import numpy as np
 import pytest
+from catalog import images, randomize, write_timm_file
 
 import dgnet_keras as dg
 from train.classification.recipes import get_recipe
 from train.classification.sources import check_static, find_source, settled
+from train.weights import load_initial_weights
 
 SIZES = {"depths": (1, 2), "widths": (4, 8), "input_shape": (16, 16, 3), "num_classes": 3}
 
@@ -140,3 +144,27 @@ def test_a_run_goes_on_without_the_network_that_it_started_from(saved, tmp_path)
     (tmp_path / "run" / "config.json").write_text(before.to_json())
     saved.unlink()
     assert settled(recipe, ["wiring=dynamic"], saved, tmp_path / "run") == (before, changes)
+
+
+def test_a_hub_name_is_a_source_and_weights_to_start_from(tmp_path, monkeypatch):
+    """With a stand-in for the hub, in whose folder lies what the real one would have brought."""
+    options = {"num_classes": 7, "input_shape": (32, 32, 3), "wiring": "chain"}
+    there = randomize(dg.create("resnet18", **options))
+    write_timm_file(there, tmp_path / "model.safetensors")
+    config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    class Hub:
+        @staticmethod
+        def hf_hub_download(repo_id, filename):
+            assert repo_id == "timm/resnet18.a1_in1k"
+            return str(tmp_path / filename)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    found = find_source("timm/resnet18.a1_in1k")
+    assert (found.model, found.settings) == ("resnet18", {"mean": (0.1, 0.2, 0.3)})
+    model = dg.create("resnet18", **options)
+    for path in (found.weights, "timm/resnet18.a1_in1k"):
+        assert len(load_initial_weights(model, path)) == len(model.weights)
+    x = images(2, size=32)
+    np.testing.assert_allclose(model(x), there(x), rtol=1e-5, atol=1e-5)
