@@ -88,8 +88,8 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is of another kind, broken, or of another architecture, or its
             routers were trained at another `edge_scale` (known of `.keras` only); the message
-            names the variant that the file says it is of, or lists names and shapes, and the
-            model is as it was.
+            lists names and shapes, and another variant that the file says it is of; the model is
+            as it was.
     """
     path = os.fspath(path)
     if is_hub_name(path):
