@@ -28,6 +28,7 @@ from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
 from dgnet_keras.freeze import freeze
 from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.pretrained import list_pretrained
 from dgnet_keras.serving.export import export_saved_model
 from dgnet_keras.version import __version__
 
@@ -54,6 +55,7 @@ __all__ = [
     "export_saved_model",
     "freeze",
     "layers",
+    "list_pretrained",
     "list_variants",
     "load_timm",
     "optimizers",

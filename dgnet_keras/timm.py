@@ -155,7 +155,8 @@ def hub_file(name: str, file: str) -> str:
         return hf_hub_download(name, file)
     except Exception as error:
         raise ConnectionError(
-            f"Could not get {file} of {name} from the Hugging Face hub: {error}"
+            f"Could not get {file} of {name} from the Hugging Face hub: {error}. "
+            "`python -m dgnet_keras list --pretrained` shows the names that fit."
         ) from error
 
 

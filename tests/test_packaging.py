@@ -37,7 +37,7 @@ def test_the_wheel_holds_the_package_alone(built):
     assert {n.split("/")[0].split("-")[0] for n in names} == {"dgnet_keras"}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "dgnet_keras").rglob("*.py")}
     assert modules <= set(names)
-    assert "dgnet_keras/py.typed" in names
+    assert {"dgnet_keras/py.typed", "dgnet_keras/timm_weights.csv"} <= set(names)
 
 
 @pytest.mark.slow

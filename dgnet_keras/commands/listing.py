@@ -1,4 +1,4 @@
-"""python -m dgnet_keras list | info NAME: parameters, MACs and edges of the variants."""
+"""python -m dgnet_keras list | info NAME: the variants, their costs, and published weights."""
 
 import math
 
@@ -13,6 +13,12 @@ def add_parsers(commands):
         epilog="Example: python -m dgnet_keras list --family regnet",
     )
     listing.add_argument("--family", help="only this family, such as resnet")
+    listing.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="instead, the weights that timm published, with their accuracy on ImageNet as timm "
+        "gives it, and their license",
+    )
     listing.set_defaults(run=list_command)
     info = commands.add_parser(
         "info",
@@ -75,11 +81,14 @@ def count_variant(name, image_size, **options):
 
 
 def list_command(args):
-    """Prints a row a variant as it is counted."""
+    """Prints a row a variant as it is counted, or the published weights."""
     import keras
 
     import dgnet_keras as dg
 
+    if args.pretrained:
+        _list_pretrained(dg.list_variants(args.family))
+        return
     print(
         f"{'variant':<18}{'parameters':>13}{'MACs':>17}{'edges':>7}"
         f"{'+parameters':>13}{'+router MACs':>14}{'+edge MACs':>12}"
@@ -95,6 +104,18 @@ def list_command(args):
             flush=True,
         )
         keras.backend.clear_session()
+
+
+def _list_pretrained(variants):
+    import dgnet_keras as dg
+
+    print(f"{'weights':<42}{'top-1':>7}  {'pixels':>6}  license")
+    for name in variants:
+        for row in dg.list_pretrained(name):
+            print(f"{row.weights:<42}{row.top1:>7.2%}  {row.image_size:>6}  {row.license}")
+    print("\nTop-1 accuracy on ImageNet as timm publishes it. A name's part up to the point is the")
+    print("variant. Use: dgnet_keras.create(variant, weights=name), or adapt name ... (both need")
+    print("the extra hub and a network). Mind the licenses: cc-by-nc-4.0 forbids commercial use.")
 
 
 def info_command(args):
