@@ -1,6 +1,7 @@
 """Calibration: the threshold at which images compute a wanted share of multiply-adds."""
 
 import functools
+import math
 from typing import Any
 
 import keras
@@ -20,6 +21,8 @@ from dgnet_keras.user_warnings import warn
 _EXACT = 0.001
 _FAR = 0.01
 _STEPS = 30
+# How far above an image's own logit, or weight, a threshold is looked for.
+_NEAR, _APART = 1e-6, 0.1
 # Logits beyond which a path's threshold is not looked for.
 _WIDEST = 64.0
 
@@ -60,6 +63,8 @@ def calibrate(
         low, high = (middle, high) if share > macs else (low, middle)
         if 0 <= macs - share < _EXACT:
             break
+    else:  # it ended at the edge of a step
+        high += _room(measure, high, _limit(model))
     share, open_rates = measure(high)
     if share > macs:
         raise ValueError(
@@ -101,11 +106,27 @@ class _Measure:
         return float(np.concatenate(shares).mean()), opened
 
 
+def _limit(model):
+    """What a threshold is below."""
+    return math.inf if model.wiring in PATHS else stages_of(model)[0].edge_scale
+
+
+def _room(measure, threshold, limit):
+    """How far to move a threshold up, for no image's choice to hang on how a runtime rounds.
+
+    The search ends just above a logit (or weight) of one of the images. Up to the next one, the
+    edges that are open stay the same: halfway through as much of that as is known.
+    """
+    step, open_rates = _NEAR, measure(threshold)[1]
+    while step < min(_APART, limit - threshold) and measure(threshold + step)[1] == open_rates:
+        step *= 2
+    return step / 4 if step > _NEAR else 0.0
+
+
 def _bracket(model, measure, macs):
     """Two thresholds: images compute more than `macs` at the first, no more at the second."""
     if model.wiring not in PATHS:
-        scale = stages_of(model)[0].edge_scale
-        return 0.0, float(np.nextafter(np.float32(scale), np.float32(0)))
+        return 0.0, float(np.nextafter(np.float32(_limit(model)), np.float32(0)))
     low, high = -1.0, 1.0
     while measure(low)[0] <= macs and -low < _WIDEST:
         low *= 2

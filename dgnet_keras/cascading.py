@@ -178,8 +178,7 @@ def cascade(
     logits = first.predict(images, batch_size=batch_size, verbose=0)
     sure = np.sort(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy().max(axis=1))
     count = round(again * len(sure))
-    # That of the first image that is not asked about; many may be as sure as this one.
-    model.set_confidence(1.0 if count == len(sure) else float(sure[count]) if count else 0.0)
+    model.set_confidence(_between(sure, count))
     asked = float(np.mean(sure < model.confidence.numpy()))
     if abs(asked - again) > max(_FAR, 1 / len(sure)):
         warn(
@@ -187,6 +186,15 @@ def cascade(
             "network is equally sure of the others."
         )
     return model
+
+
+def _between(sure, count):
+    """A probability below which the first `count` of sorted ones lie, at no image's own."""
+    if count in (0, len(sure)):
+        return float(count > 0)
+    last, following = map(float, sure[count - 1 : count + 1])  # many may be as sure as these
+    middle = float(np.float32((last + following) / 2))
+    return middle if middle > last else following
 
 
 def _check_pair(first, second):

@@ -35,6 +35,14 @@ def test_the_least_sure_get_the_mean_of_both(pair, again):
     assert sorted(np.flatnonzero(asked)) == sorted(doubted)
 
 
+def test_the_confidence_is_no_images_own(pair):
+    # Another runtime, or another batch, rounds otherwise.
+    x = images(12)
+    model = dg.cascade(*pair, x, 0.25)
+    sure = np.sort(softmax(pair[0], x).max(axis=1))
+    np.testing.assert_allclose(model.confidence.numpy(), sure[2:4].mean(), rtol=1e-5)
+
+
 def test_the_second_network_computes_for_these_images_alone(pair):
     class Counting(keras.layers.Layer):
         rows = tf.Variable(0)
