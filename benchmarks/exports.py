@@ -1,7 +1,7 @@
 """Files for other runtimes: their size, how fast they answer one image, and how exactly.
 
 python -m benchmarks.exports [--networks resnet56_cifar ...] [--repeats N] [--output FILE]
-    [--document FILE]
+    [--table] [--document FILE]
 
 A row is a network. Its static twin, the same with paths at half of the multiply-adds, and those
 paths frozen are each written as a SavedModel, as ONNX, as LiteRT, and as LiteRT with 8-bit weights.
@@ -162,6 +162,7 @@ def main(argv=None):
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (15)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="of rows, .json")
+    parser.add_argument("--table", action="store_true", help="measure nothing, show the rows")
     parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the table")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -171,7 +172,8 @@ def main(argv=None):
     output = args.output or measure.ROOT / "benchmarks" / "results" / "exports.json"
     rows = measure.RowFile(output)
     repeats = {f"{w}/{k}": args.repeats for w in WIRINGS for k in FORMATS}
-    jobs = [measure.Job({"model": n, "size": NETWORKS[n]}, repeats) for n in args.networks]
+    networks = [] if args.table else args.networks
+    jobs = [measure.Job({"model": n, "size": NETWORKS[n]}, repeats) for n in networks]
 
     def measure_row(job):
         asked = dataclasses.asdict(job)

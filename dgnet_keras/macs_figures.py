@@ -80,7 +80,8 @@ def plot_cheap_and_dear(
     """The images that compute least, and under them those that compute most, with their shares.
 
     With their adjacency each image has its path under it: a row of boxes for each stage, a box for
-    each block, full where the block is on the image's way to the output.
+    each block, full where the block is on the image's way to the output. Of images that compute the
+    same it is any, the same ones each time.
 
     Args:
         images: pixels, (images, height, width, channels), uint8 or floats of 0 to 1.
@@ -105,7 +106,8 @@ def plot_cheap_and_dear(
     if labels is not None:
         labels = check_labels(labels, len(shares), class_names)
     stages = _used_blocks(adjacency, len(shares))
-    order = np.argsort(shares, kind="stable")
+    # Folders come class by class: the first of those that compute the same would be one class.
+    order = np.lexsort((np.random.default_rng(0).permutation(len(shares)), shares))
     count = min(count, len(order))
     rows = order[:count], order[::-1][:count]
     heights = (1, 0.14 * len(stages)) if stages else (1,)

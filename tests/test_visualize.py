@@ -121,6 +121,15 @@ def test_cheap_images_come_first_each_with_the_blocks_on_its_way(pictures):
     assert full == [[True, True, False]] * 2 + [[True, True, True], [True, True, False]]
 
 
+def test_of_images_that_compute_the_same_not_only_the_first_class_is_shown():
+    labels = np.repeat(np.arange(10), 10)  # as folders come
+    pictures = np.zeros((100, 4, 4, 3), "uint8")
+    figure = visualize.plot_cheap_and_dear(pictures, np.full(100, 0.5), labels)
+    classes = [axis.get_title().partition(":")[0] for axis in figure.axes if axis.get_title()]
+    assert len(set(classes[:8])) > 2
+    assert len(set(classes[8:])) > 2
+
+
 def test_blocks_by_class_are_the_shares_that_take_them():
     edges = np.zeros((4, 4, 4), "float32")
     edges[:, 0, 1] = edges[:, 1, 3] = 1  # past block 2
