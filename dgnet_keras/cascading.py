@@ -95,7 +95,7 @@ class Cascade(keras.Model):
         if training:
             raise ValueError("A cascade is not trained: train its networks by themselves.")
         check_preprocessed(images)
-        return tf.math.log(tf.maximum(self.probabilities(images)[0], 1e-30))
+        return logarithm(self.probabilities(images)[0])
 
     def probabilities(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What `call` gives the logarithm of, and which images were asked about twice.
@@ -106,7 +106,16 @@ class Cascade(keras.Model):
         Returns:
             float32 (batch, classes) and boolean (batch,).
         """
-        found = tf.nn.softmax(self.first(images, training=False))
+        return self.asked_again(self.first(images, training=False), images)
+
+    def asked_again(self, logits: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `probabilities`, where the first network has answered.
+
+        Args:
+            logits: of the first network, (batch, classes).
+            images: as there.
+        """
+        found = tf.nn.softmax(logits)
         doubted = tf.reduce_max(found, axis=-1) < self.confidence.value
         index = tf.where(doubted)
 
@@ -142,6 +151,11 @@ class Cascade(keras.Model):
             for key in ("first", "second")
         }
         return cls(**{**config, **networks})
+
+
+def logarithm(probabilities: tf.Tensor) -> tf.Tensor:
+    """Of probabilities, finite also of 0."""
+    return tf.math.log(tf.maximum(probabilities, 1e-30))
 
 
 def cascade(

@@ -44,7 +44,8 @@ def add_parsers(commands):
 
 def export_command(args):
     """Exports a model, and prints where."""
-    from dgnet_keras.serving.export import training_record, write_saved_model
+    from dgnet_keras.serving.cards import training_record
+    from dgnet_keras.serving.export import write_saved_model
     from dgnet_keras.serving.versions import version_numbers
 
     named = read_lines(existing(args.labels)) if args.labels else None

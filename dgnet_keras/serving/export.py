@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import errno
 import json
 import os
@@ -17,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.adjacencies import check_network
-from dgnet_keras.complexity import count_macs
+from dgnet_keras.cascading import Cascade
 from dgnet_keras.layers import exports
 from dgnet_keras.paths import usable_path
-from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.serving.cards import model_card
+from dgnet_keras.serving.cascades import CascadeServingModule
 from dgnet_keras.serving.signatures import FILE_FORMATS, MAX_PIXELS, ServingModule
 from dgnet_keras.serving.versions import CARD, LABELS, version_changes
 from dgnet_keras.user_warnings import warn
-from dgnet_keras.version import __version__
 
 WARMUP = "assets.extra/tf_serving_warmup_requests"
 
@@ -65,7 +64,9 @@ def export_saved_model(
     `assets.extra/tf_serving_warmup_requests`, which a server runs before it takes requests.
 
     Args:
-        model: a `Classifier`.
+        model: a `Classifier`, or a `Cascade` of two. A cascade's `connectivity` has the paths of
+            its first network, the multiply-adds of all that was computed, and `asked_again`, bool
+            (B,); it has no signature with a threshold.
         directory: the model's folder; versions are its sub-folders.
         version: positive int. The folder of the version appears whole or not at all.
         labels: names of the classes, in order; None means "0", "1", ...
@@ -84,7 +85,7 @@ def export_saved_model(
     Raises:
         FileExistsError: if the version exists.
         ValueError: if the model is not a classifier, has weights that are NaN or infinite, or
-            labels, version or image size do not fit.
+            labels, version or image size do not fit; for a portable cascade.
     """
     return write_saved_model(
         model,
@@ -120,6 +121,8 @@ def write_saved_model(
         refuse_changes: whether there is a `ValueError` in place of the warning.
     """
     preprocessing = _check(model, version, labels, image_size)
+    if isinstance(model, Cascade):
+        _check_cascade(model, portable)
     labels = [str(x) for x in (range(model.num_classes) if labels is None else labels)]
     broken = [label for label in labels if label.splitlines() != [label] or not label.strip()]
     if broken:
@@ -132,7 +135,8 @@ def write_saved_model(
             raise ValueError(changed)
         if changed:
             warn(changed)
-        module = ServingModule(model, preprocessing, labels)
+        kind = CascadeServingModule if isinstance(model, Cascade) else ServingModule
+        module = kind(model, preprocessing, labels)
         signatures = module.signatures()
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / LABELS
@@ -149,77 +153,6 @@ def write_saved_model(
         card = model_card(model, preprocessing, signatures, training)
         (scratch / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return target
-
-
-def training_record(config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model card says of the training.
-
-    Args:
-        config: the content of a run's `config.json`: its recipe and data.
-        results: the content of its `results.json`, or the part that is known.
-
-    Returns:
-        Dict: `recipe`, `data`, `metrics`.
-    """
-    recipe = {k: v for k, v in config.items() if k != "data"}
-    data = {k: v for k, v in config.get("data", {}).items() if k != "class_names"}
-    return {"recipe": recipe, "data": data, "metrics": results}
-
-
-def model_card(
-    model: keras.Model,
-    preprocessing: Preprocessing,
-    signatures: Mapping[str, tf.types.experimental.PolymorphicFunction],
-    training: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A description of an exported model, JSON-compatible.
-
-    Args:
-        model: a `Classifier`.
-        preprocessing: the `Preprocessing` of the export.
-        signatures: dict of name to the `tf.function` of each signature.
-        training: see `training_record`.
-    """
-    backbone = model.backbone
-    counted = count_macs(model, image_size=preprocessing.image_size)
-    thresholds = {
-        layer.path: float(layer.current_threshold())
-        for layer in model._flatten_layers()
-        if getattr(layer, "learn_threshold", False) and hasattr(layer, "current_threshold")
-    }
-    return {
-        "model": {
-            "variant": backbone.name,
-            "family": backbone.family,
-            "spec": dataclasses.asdict(backbone.spec),
-            **backbone.graph_options.keywords(),
-            "edge_scale": backbone.graph_options.resolved_edge_scale,
-            "seed": backbone.seed,
-            "learned_thresholds": thresholds,
-            "num_classes": model.num_classes,
-            "parameters": counted["parameters"],
-            "macs": counted["macs"],
-        },
-        "preprocessing": preprocessing.to_config(),
-        "labels": f"assets/{LABELS}",
-        "signatures": {
-            name: [{"name": s.name, "dtype": s.dtype.name, "shape": _shape(s)} for s in specs]
-            for name, function in signatures.items()
-            for specs in [function.input_signature]
-        },
-        "max_pixels_of_an_image": MAX_PIXELS,
-        "training": training,
-        "made_with": {
-            "dgnet_keras": __version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        },
-        "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _shape(spec):
-    return None if spec.shape.rank is None else spec.shape.as_list()
 
 
 def _write_warmup(path, signatures, preprocessing, model_name):
@@ -292,6 +225,20 @@ def _check(model, version, labels, image_size):
                 f"The model's weights must be finite. Received: {weight.path} with NaN or infinity"
             )
     return preprocessing
+
+
+def _check_cascade(model, portable):
+    for key in ("first", "second"):
+        if not hasattr(getattr(model, key), "adjacency_outputs"):
+            raise ValueError(
+                f"The `{key}` network of a cascade must be a classifier of dgnet_keras to be "
+                f"exported. Received: {getattr(model, key)}. `model.export` takes any"
+            )
+    if portable:
+        raise ValueError(
+            "A cascade is not portable: other runtimes than TensorFlow do not ask a network about "
+            "some images of a request alone. Received: portable=True"
+        )
 
 
 @contextlib.contextmanager

@@ -36,27 +36,14 @@ class ServingModule(tf.Module):
         self, model: keras.Model, preprocessing: Preprocessing, labels: Sequence[str]
     ) -> None:
         super().__init__()
-        outputs = {"logits": model.output, "features": model.backbone.output}
-        outputs["adjacency"] = dict(model.adjacency_outputs)
-        everything = keras.Model(model.input, outputs)
         size = (*preprocessing.image_size, model.input_shape[-1])
-        self._model = model
-        self._costs = model_costs(model, preprocessing.image_size)
         self._preprocessing = preprocessing
         self._size = size
         self._labels = tf.constant(labels)
         # Traced once for all signatures, each of which is pruned to what it gives when loaded.
-        self._run = graph_function(
-            lambda images: everything(images, training=False),
-            [tf.TensorSpec((None, *size), tf.float32, "preprocessed")],
-        )
-        self._run_at = graph_function(
-            lambda images, threshold: answers_at(model, images, threshold[:, None]),
-            [
-                tf.TensorSpec((None, *size), tf.float32, "preprocessed"),
-                tf.TensorSpec((None,), tf.float32, "threshold"),
-            ],
-        )
+        self._inputs = tf.TensorSpec((None, *size), tf.float32, "preprocessed")
+        self._run = graph_function(self._everything(model), [self._inputs])
+        self._run_at = self._dial(model)
         shape = (None, None, None, size[-1])
         self.preprocess = graph_function(self._prepare, [tf.TensorSpec(shape, tf.uint8, "images")])
         self.preprocess_float = graph_function(
@@ -68,9 +55,49 @@ class ServingModule(tf.Module):
             )
         self.weights = [variable.value for variable in model.variables]
 
-    def _trackable_children(self, *args, **kwargs):
-        children = super()._trackable_children(*args, **kwargs)
-        return {k: v for k, v in children.items() if k not in ("_model", "_costs")}
+    def _everything(self, model):
+        """The function of preprocessed images to what signatures answer with, by name."""
+        outputs = {"logits": model.output, "features": model.backbone.output}
+        outputs["adjacency"] = dict(model.adjacency_outputs)
+        network = keras.Model(model.input, outputs)
+        macs = self._macs(model)
+
+        def run(images):
+            found = network(images, training=False)
+            return {**found, "macs": macs(found["adjacency"], images)}
+
+        return run
+
+    def _macs(self, model):
+        """The function of adjacency and images to the multiply-adds of each image."""
+        costs = model_costs(model, self._size[:2])
+
+        def macs(adjacency, images):
+            adjacency = {name: tf.cast(matrix, tf.float32) for name, matrix in adjacency.items()}
+            return costs.of_images(adjacency, tf.shape(images)[0])
+
+        return macs
+
+    def _dial(self, model):
+        """The function of images and thresholds to logits, adjacency and macs; None without edges.
+
+        Thresholds are checked in it.
+        """
+        if not model.adjacency_outputs:
+            return None
+        options = model.backbone.graph_options
+        limit = None if options.wiring in PATHS else options.resolved_edge_scale
+        macs = self._macs(model)
+
+        def run(images, threshold):
+            found = answers_at(model, images, threshold[:, None])
+            return {"logits": found[0], "adjacency": found[1], "macs": macs(found[1], images)}
+
+        thresholds = tf.TensorSpec((None,), tf.float32, "threshold")
+        run = graph_function(run, [self._inputs, thresholds])
+        return lambda images, threshold: run(
+            images, check_threshold_input(threshold, tf.shape(images)[0], limit)
+        )
 
     def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
         """The signature functions by name: those that can answer."""
@@ -94,7 +121,7 @@ class ServingModule(tf.Module):
         }
         if hasattr(self, "preprocess_jpeg"):
             specs["predict_jpeg"] = (predict_jpeg, self.preprocess_jpeg.input_signature)
-        if self._model.adjacency_outputs:
+        if self._run_at is not None:
             specs["connectivity_at"] = (self._connectivity_at, [raw, threshold])
             specs["predict_at"] = (self._predict_at, [raw, threshold])
         return {name: graph_function(*spec) for name, spec in specs.items()}
@@ -104,20 +131,13 @@ class ServingModule(tf.Module):
         return {"features": tf.cast(features, tf.float32)}  # clients know no bfloat16
 
     def _connectivity(self, images):
-        images = self.preprocess(images)
-        return self._with_macs(self._run(images)["adjacency"], images)
+        return self._with_macs(self._run(self.preprocess(images)))
 
     def _connectivity_at(self, images, threshold):
-        images = self.preprocess(images)
-        return self._with_macs(self._at(images, threshold)[1], images)
+        return self._with_macs(self._run_at(self.preprocess(images), threshold))
 
     def _predict_at(self, images, threshold):
-        return self._named(self._at(self.preprocess(images), threshold)[0])
-
-    def _at(self, images, threshold):
-        options = self._model.backbone.graph_options
-        limit = None if options.wiring in PATHS else options.resolved_edge_scale
-        return self._run_at(images, check_threshold_input(threshold, tf.shape(images)[0], limit))
+        return self._named(self._run_at(self.preprocess(images), threshold)["logits"])
 
     def _prepare(self, images):
         return self._preprocessing.normalize(self._resize(check_images(images)))
@@ -144,9 +164,9 @@ class ServingModule(tf.Module):
         decoded = tf.map_fn(decode, elements, fn_output_signature=tf.TensorSpec(self._size))
         return self._preprocessing.normalize(decoded)
 
-    def _with_macs(self, adjacency, images):
-        adjacency = {name: tf.cast(matrix, tf.float32) for name, matrix in adjacency.items()}
-        return {**adjacency, "macs": self._costs.of_images(adjacency, tf.shape(images)[0])}
+    def _with_macs(self, found):
+        adjacency = {name: tf.cast(m, tf.float32) for name, m in found["adjacency"].items()}
+        return {**adjacency, "macs": found["macs"]}
 
     def _answer(self, images):
         return self._named(self._run(images)["logits"])

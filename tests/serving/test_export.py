@@ -11,7 +11,8 @@ from serving_helpers import encode
 from tensorflow_serving.apis import prediction_log_pb2
 
 import dgnet_keras as dg
-from dgnet_keras.serving.export import atomic_directory, model_card
+from dgnet_keras.serving.cards import model_card
+from dgnet_keras.serving.export import atomic_directory
 
 pytestmark = pytest.mark.xdist_group("export")  # what its fixtures make is made once
 

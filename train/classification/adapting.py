@@ -29,7 +29,7 @@ FEWEST_STEPS, SMALLEST_BATCH = 50, 16  # of an epoch; in images
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
-AGAIN, CASCADE = 0.1, "cascade.keras"
+AGAIN = 0.1  # of the images, which the static network is asked about too
 
 
 def adapt(
@@ -89,8 +89,7 @@ def adapt(
         return {}
     paths = keras.models.load_model(folder / "model.keras", compile=False)
     both, again = _cascade(paths, network, data.test)
-    with atomic_file(workdir / CASCADE) as scratch:
-        both.save(scratch)
+    _write_cascade(both, workdir / "cascade", data.class_names)
     times = milliseconds({"static": network, "paths": paths, "cascade": both}, data.test)
     dial = results["calibration"]["curve"]
     share = results["share_of_macs"]
@@ -106,7 +105,8 @@ def adapt(
     console.print(table(rows, len(data.test)))
     console.print(
         f"SavedModel of the paths: {folder / 'export'}\nCascade, the paths and the static network "
-        f"for the {again:.0%} of these images that they are least sure of: {workdir / CASCADE}",
+        f"for the {again:.0%} of these images that they are least sure of: "
+        f"{workdir / 'cascade' / 'export'}",
         markup=False,
         highlight=False,
     )
@@ -203,6 +203,15 @@ def _cascade(paths, static, split):
     model = dg.cascade(paths, static, np.concatenate(batches), AGAIN)
     doubted = [model.probabilities(batch)[1].numpy() for batch in batches if len(batch)]
     return model, float(np.concatenate(doubted).mean())
+
+
+def _write_cascade(model, folder, class_names):
+    """Leaves `model.keras` and a SavedModel, as a run does."""
+    folder.mkdir(exist_ok=True)
+    with atomic_file(folder / "model.keras") as scratch:
+        model.save(scratch)
+    if not (folder / "export" / "1").exists():
+        dg.export_saved_model(model, folder / "export", labels=list(class_names))
 
 
 def milliseconds(models, split):

@@ -13,7 +13,8 @@ from rich.table import Table
 
 import dgnet_keras as dg
 from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, decode_image
-from dgnet_keras.serving import export
+from dgnet_keras.serving.cards import training_record
+from dgnet_keras.serving.export import write_saved_model
 from dgnet_keras.visualize import plot_adjacency_by_class
 from train.classification import input_pipeline
 from train.classification.calibration import calibrate_run
@@ -74,12 +75,12 @@ def write_results(run, workdir, findings=()):
         results["router_health"] = list(metrics["router_health"].values())
     if not (workdir / "export" / "1").exists():
         config = read_json(workdir / "config.json")
-        export.write_saved_model(
+        write_saved_model(
             model,
             workdir / "export",
             version=1,
             labels=list(run.data.class_names),
-            training=export.training_record(config, results),
+            training=training_record(config, results),
         )
     write_json(workdir / "unused_files.json", run.data.unused, indent=None)
     write_json(workdir / "results.json", results)

@@ -77,7 +77,7 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
     assert {p["accuracy"] for p in dial if p["threshold"] == rows["paths"]["threshold"]} == {
         rows["paths"]["test_accuracy"]
     }
-    both = keras.models.load_model(folder / "cascade.keras")
+    both = keras.models.load_model(folder / "cascade" / "model.keras")
     assert (both.first.wiring, both.second.wiring) == ("path", "chain")
     assert rows["cascade"]["again"] == pytest.approx(0.1, abs=0.02)
     share = rows["paths"]["share_of_macs"] + rows["cascade"]["again"]
@@ -85,7 +85,8 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
     for row in rows.values():
         assert sorted(row["milliseconds"]) == ["1", "32"]
         assert min(row["milliseconds"].values()) > 0
-    assert (folder / "paths" / "export" / "1" / "saved_model.pb").exists()
+    for name in ("paths", "cascade"):
+        assert (folder / name / "export" / "1" / "saved_model.pb").exists()
     config = json.loads((folder / "paths" / "config.json").read_text())
     assert config["distill_from"] == config["init_from"] == str(static)
     assert config["model_overrides"] == {"depths": [1, 3], "widths": [8, 16]}
