@@ -40,9 +40,10 @@ def load_cifar_resnet(model: keras.Model, path: str | os.PathLike[str]) -> list[
     own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     if not own:
         if there := sorted({name.partition("/")[0] for name in arrays if "/" in name}):
+            fitting = ", ".join(f"{name}_cifar" for name in there)
             raise ValueError(
-                f"{path} must have arrays whose names begin with {prefix!r}. "
-                f"It has the networks {', '.join(there)}"
+                f"{path} must have arrays whose names begin with {prefix!r}. It has those of "
+                f"{fitting}"
             )
         own = arrays
     values: dict[str, np.ndarray] = {}

@@ -257,7 +257,8 @@ def nearest_images(
     Returns:
         Tuple of indices, int (count,), nearest first and without `index` itself, and their
         Euclidean distances over all edges' weights (closed edges as 0), float (count,). Fewer if
-        there are not so many other images.
+        there are not so many other images. Of images at the same distance it is any, the same ones
+        each time.
 
     Raises:
         ValueError: if there are no edges.
@@ -268,6 +269,7 @@ def nearest_images(
         raise IndexError(f"`index` must be in [0, {images}). Received: {index}")
     weights = flat_edges(adjacency)
     distances = np.linalg.norm(weights - weights[index], axis=1)
-    order = np.argsort(distances, kind="stable")
+    # Images of one path are at one distance. Folders come class by class: not the first of them.
+    order = np.lexsort((np.random.default_rng(0).permutation(images), distances))
     order = order[order != index][:count]
     return order, distances[order]

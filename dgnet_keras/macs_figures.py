@@ -14,6 +14,7 @@ from dgnet_keras.connectivity import check_adjacency_batch, check_labels, used_n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FEW_SHARES = 30  # as many are drawn each by itself
 NARROWEST = 10.0  # percentage points that an axis of shares shows
 
 
@@ -48,7 +49,7 @@ def plot_macs(
     panels = 1 if labels is None else 2
     figure = drawing.new_figure(4.5 * panels, 3.2)
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    axes[0].hist(shares, bins=min(30, max(5, len(np.unique(shares)))), color="tab:blue")
+    _draw_distribution(axes[0], shares)
     axes[0].set(ylabel="images", title=f"mean {shares.mean():.2f} % of {total:,.0f} MACs")
     if labels is not None:
         labels = check_labels(labels, len(shares), class_names)
@@ -66,6 +67,16 @@ def plot_macs(
         axis.tick_params(axis="x", labelsize=8)
         axis.locator_params(axis="x", nbins=6)
     return figure
+
+
+def _draw_distribution(axis, shares):
+    """A bar where each share is, or where there are many shares a histogram."""
+    values, counts = np.unique(shares.round(3), return_counts=True)
+    if len(values) > FEW_SHARES:
+        axis.hist(shares, bins=FEW_SHARES, color="tab:blue")
+    else:
+        gaps = np.diff(values, append=values[-1] + 1.0)
+        axis.bar(values, counts, width=0.8 * gaps.min(), color="tab:blue")
 
 
 def plot_cheap_and_dear(

@@ -48,8 +48,8 @@ MESSAGES = {
 }
 # Where paths need another word.
 PATH_ADVICE = {
-    "one_path": "Try a macs_target, or a lower one: without it every block is worth taking. If all "
-    "images are to take one path, dgnet_keras.freeze makes it a smaller static network.",
+    "one_path": "Without a macs_target every block is worth taking: set one, or a lower one. If "
+    "all images are to take one path, dgnet_keras.freeze makes it a smaller static network.",
     "dead_nodes": "Try a higher macs_floor for longer, or let them go: dgnet_keras.freeze makes a "
     "static network without them.",
 }

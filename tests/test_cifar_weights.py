@@ -63,7 +63,7 @@ def test_a_network_of_another_depth_is_refused(tmp_path):
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
     np.savez(tmp_path / "y.npz", **arrays(prefix="resnet56/"))
-    with pytest.raises(ValueError, match=r"begin with 'resnet20/'.*has the networks resnet56"):
+    with pytest.raises(ValueError, match=r"begin with 'resnet20/'.*has those of resnet56_cifar"):
         load_cifar_resnet(model, tmp_path / "y.npz")
     (tmp_path / "z.npz").write_bytes(b"no file")
     with pytest.raises(ValueError, match="npz"):

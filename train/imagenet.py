@@ -42,10 +42,11 @@ def parse_args(argv=None):
     parser.add_argument(
         "--init-from",
         metavar="FILE",
-        help="weights to start from: .weights.h5, .keras, timm's .safetensors, the folder of a "
-        "run, or its checkpoints/ckpt-STEP; with another number of classes, those of the backbone. "
-        "Variant, image size, mean and standard deviation are then theirs, and a graph starts as "
-        "the static network (init=static), unless --set says otherwise",
+        help="weights to start from: .weights.h5, .keras, timm's .safetensors, an .npz of CIFAR "
+        "ResNets, the folder of a run, or its checkpoints/ckpt-STEP; with another number of "
+        "classes, those of the backbone. Variant, image size, mean and standard deviation are then "
+        "theirs, and a graph starts as the static network (init=static), unless --set says "
+        "otherwise",
     )
     return parser.parse_args(argv)
 

@@ -175,14 +175,15 @@ def macs_figures(adjacency, pictures, shares, labels, class_names):
     """
     from dgnet_keras import visualize
 
-    return {
-        "cheap_and_dear": visualize.plot_cheap_and_dear(
+    figures = {}
+    if len(set(shares)) > 1:  # else no image is cheap or dear
+        figures["cheap_and_dear"] = visualize.plot_cheap_and_dear(
             pictures, shares, labels, adjacency=adjacency, class_names=class_names
-        ),
-        "blocks_by_class": visualize.plot_blocks_by_class(
-            adjacency, labels, class_names=class_names
-        ),
-    }
+        )
+    figures["blocks_by_class"] = visualize.plot_blocks_by_class(
+        adjacency, labels, class_names=class_names
+    )
+    return figures
 
 
 def dial_figure(results):

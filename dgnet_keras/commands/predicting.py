@@ -30,6 +30,9 @@ def add_parsers(commands):
         "model", help="a .keras file, the folder of a run, a SavedModel, or a folder of versions"
     )
     predict.add_argument("images", nargs="+", help="files, folders, or - for standard input")
+    predict.add_argument(
+        "--labels", help="text file, the name of a class on each line; by default the model's own"
+    )
     predict.add_argument("--top", type=int, default=1, help="so many labels of an image (1)")
     form = predict.add_mutually_exclusive_group()
     form.add_argument(
@@ -51,7 +54,10 @@ def predict_command(args):
         raise ValueError(f"`--top` must be positive. Received: {args.top}")
     existing(args.model)
     files = list(named_files(args.images))
+    named = read_lines(existing(args.labels)) if args.labels else None
     classifier = open_classifier(args.model)
+    if named is not None:
+        classifier = _with_labels(classifier, named)
     top = min(args.top, len(classifier.labels))
     if args.json:
         write = _write_json
@@ -71,6 +77,15 @@ def predict_command(args):
         sys.stdout.flush()
     if skipped:
         sys.exit(1)
+
+
+def _with_labels(classifier, labels):
+    if len(labels) != len(classifier.labels):
+        raise ValueError(
+            f"`--labels` must name the model's {len(classifier.labels)} classes. Received: "
+            f"{len(labels)} lines"
+        )
+    return dataclasses.replace(classifier, labels=labels)
 
 
 def _write_json(name, answers):

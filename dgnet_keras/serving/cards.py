@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,19 +75,19 @@ def _network_card(model, image_size):
     """What a card says of one classifier."""
     backbone = model.backbone
     counted = count_macs(model, image_size=image_size)
-    thresholds = {
-        layer.path: float(layer.current_threshold())
-        for layer in model._flatten_layers()
-        if getattr(layer, "learn_threshold", False) and hasattr(layer, "current_threshold")
-    }
+    gates = [layer for layer in model._flatten_layers() if hasattr(layer, "current_threshold")]
+    thresholds = {gate.path: float(gate.current_threshold()) for gate in gates}
+    in_force = {str(value) if math.isinf(value) else value for value in thresholds.values()}
+    learned = [gate.path for gate in gates if getattr(gate, "learn_threshold", False)]
     return {
         "variant": backbone.name,
         "family": backbone.family,
         "spec": dataclasses.asdict(backbone.spec),
         **backbone.graph_options.keywords(),
+        **({"threshold": in_force.pop()} if len(in_force) == 1 else {}),  # as calibrated, say
         "edge_scale": backbone.graph_options.resolved_edge_scale,
         "seed": backbone.seed,
-        "learned_thresholds": thresholds,
+        "learned_thresholds": {path: thresholds[path] for path in learned},
         "num_classes": model.num_classes,
         "parameters": counted["parameters"],
         "macs": counted["macs"],

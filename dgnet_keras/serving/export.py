@@ -53,7 +53,7 @@ def export_saved_model(
     - `connectivity_at(images: uint8, threshold: float32, () or (B,))`: the same with another
       threshold, for models with edges;
     - `predict_at(images: uint8, threshold: float32, () or (B,))`: the answer of `serving_default`
-      at another threshold, for models with edges: of paths, the dial between accuracy and MACs;
+      at another threshold, and `macs`, for models with edges: of paths, the dial between the two;
     - `features(images: uint8)`: `features`, the backbone's final feature map, float32.
 
     A request that does not fit fails with INVALID_ARGUMENT and says why: another rank, no image,

@@ -137,7 +137,8 @@ class ServingModule(tf.Module):
         return self._with_macs(self._run_at(self.preprocess(images), threshold))
 
     def _predict_at(self, images, threshold):
-        return self._named(self._run_at(self.preprocess(images), threshold)["logits"])
+        found = self._run_at(self.preprocess(images), threshold)
+        return {**self._named(found["logits"]), "macs": found["macs"]}
 
     def _prepare(self, images):
         return self._preprocessing.normalize(self._resize(check_images(images)))

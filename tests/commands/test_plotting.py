@@ -8,11 +8,20 @@ from PIL import Image
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from dgnet_keras.commands.plotting import macs_figures
 
 PICTURES = {
     *("adjacency_by_class", "adjacency_by_image", "graph", "path_diversity"),
-    *("nearest_images", "macs", "cheap_and_dear", "blocks_by_class"),
+    *("nearest_images", "macs", "blocks_by_class"),
 }
+
+
+@pytest.mark.parametrize(("shares", "has_cheap"), [([0.5, 0.5], False), ([0.5, 0.7], True)])
+def test_cheap_and_dear_images_are_shown_where_there_are_any(shares, has_cheap):
+    pictures = np.zeros((2, 8, 8, 3), "uint8")
+    adjacency = {"stage1": np.triu(np.ones((2, 3, 3), "float32"), k=1)}
+    figures = macs_figures(adjacency, pictures, np.array(shares), None, None)
+    assert set(figures) == {"blocks_by_class"} | ({"cheap_and_dear"} if has_cheap else set())
 
 
 def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):

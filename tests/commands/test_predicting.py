@@ -35,6 +35,22 @@ def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, ca
             assert q["probability"] == pytest.approx(p["probability"], abs=1e-5)
 
 
+def test_labels_of_a_file_take_the_place_of_the_models(saved, image_folder, tmp_path, capsys):
+    file = tmp_path / "labels.txt"
+    file.write_text("Katze\nHund\nEmu\n")
+    picture = str(image_folder / "cat" / "0.png")
+    answers = []
+    for flags in ([], ["--labels", str(file)]):
+        main(["predict", str(saved), picture, "--json", "--top", "3", *flags])
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
+    assert [p["label"] for p in answers[1]] == [
+        ("Katze", "Hund", "Emu")[int(p["label"])] for p in answers[0]
+    ]
+    file.write_text("Katze\nHund\n")
+    with pytest.raises(SystemExit, match=r"must name the model's 3 classes. Received: 2 lines"):
+        main(["predict", str(saved), picture, "--labels", str(file)])
+
+
 def test_pictures_are_classified_upright(served, saved, tmp_path, rng, capsys):
     content = turned_jpeg(rng.integers(0, 256, (24, 40, 3), "uint8"), 6)
     (tmp_path / "turned.jpg").write_bytes(content)

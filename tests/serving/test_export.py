@@ -145,6 +145,20 @@ def test_without_the_serving_api_the_export_says_what_is_missing(tmp_path, monke
     assert (exported / "saved_model.pb").exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "threshold", "said"),
+    [
+        ("resnet_cifar_path", 1.5, 1.5),
+        ("resnet_cifar_path", -np.inf, "-inf"),  # JSON has no infinity
+        ("resnet_cifar_split", 0.25, 0.25),
+    ],
+)
+def test_the_card_has_the_threshold_in_force(row, threshold, said):
+    model = create(row, input_shape=(16, 16, 3))
+    model.set_threshold(threshold)
+    assert model_card(model, model.preprocessing, {})["model"]["threshold"] == said
+
+
 def test_learned_thresholds_are_in_the_card():
     model = create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3))
     card = model_card(model, model.preprocessing, {})

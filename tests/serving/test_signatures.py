@@ -194,7 +194,9 @@ def test_predict_at_equals_a_model_of_that_threshold(paths, value):
     expected = other(model.preprocessing(pixels))
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(answer["classes"], np.argmax(expected, axis=-1))
-    assert set(answer) == set(signatures["serving_default"](tf.constant(pixels)))
+    assert set(answer) == {*signatures["serving_default"](tf.constant(pixels)), "macs"}
+    expected = dg.count_macs(other, other.preprocessing(pixels))["per_instance"]["macs"]
+    np.testing.assert_array_equal(answer["macs"], expected)
 
 
 def test_each_request_of_a_batch_has_its_own_dial(paths):

@@ -1,6 +1,7 @@
 """From a trained static network to one that computes less: paths from it, and a table of both."""
 
 import dataclasses
+import math
 import pathlib
 import statistics
 
@@ -29,6 +30,7 @@ FEWEST_STEPS, SMALLEST_BATCH = 50, 16  # of an epoch; in images
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
+MUCH = 3.0  # points of accuracy
 AGAIN = 0.1  # of the images, which the static network is asked about too
 
 
@@ -78,6 +80,7 @@ def adapt(
     check_static(found, source)
     data, recipe = _prepared(found, data_dir, macs, epochs, overrides)
     configure(recipe)
+    tf.get_logger().setLevel("ERROR")  # it takes functions of several models for one traced anew
     options = {"data_dir": data_dir, "strategy": strategy, "summary": False}
     static = _static(found, source, recipe, data, workdir / "static", fit_epochs, console, options)
     network, weights, accuracy = static
@@ -104,7 +107,8 @@ def adapt(
     write_json(workdir / "adapt.json", rows)
     console.print(table(rows, len(data.test)))
     console.print(
-        f"SavedModel of the paths: {folder / 'export'}\nCascade, the paths and the static network "
+        f"{verdict(rows, len(data.test))}\nSavedModel of the paths: {folder / 'export'}\n"
+        "Cascade, the paths and the static network "
         f"for the {again:.0%} of these images that they are least sure of: "
         f"{workdir / 'cascade' / 'export'}",
         markup=False,
@@ -250,6 +254,27 @@ def _calls(model, images, size):
         answer(images[at]).numpy()
 
     return call
+
+
+def verdict(rows, images):
+    """What the accuracies of `adapt` come to, in a sentence or two.
+
+    Args:
+        rows: what `adapt` returns.
+        images: number of held-out images that both networks were evaluated on.
+    """
+    static, paths = (rows[name]["test_accuracy"] for name in ("static", "paths"))
+    lost = 100 * (static - paths)
+    # Of two shares of as many images, taken as independent, which is at most too much.
+    unsure = 196 * math.sqrt((static * (1 - static) + paths * (1 - paths)) / images)
+    share = rows["paths"]["share_of_macs"]
+    said = f"The paths lose {lost:.1f} points at {share:.2f} of the multiply-adds"
+    if lost <= 0:
+        said = f"The paths lose nothing at {share:.2f} of the multiply-adds"
+    said += f" (give or take {unsure:.1f} with {images} held-out images)."
+    if lost > max(unsure, MUCH):
+        said += " That is much: try more --epochs, more images, or a higher --macs."
+    return said
 
 
 def table(rows, images):

@@ -8,6 +8,7 @@ from train.classification.folders import kind_of, kinds_of
 NAMED = 5  # files and classes that a sentence names
 SCANNED_RECORDS = 5000  # labels of more are not read: they lie between the images
 FEW_UPDATES = 100
+FEW_FOR_A_BUDGET = 400
 LARGE_SHARE = 0.2  # of the images
 
 
@@ -99,11 +100,16 @@ def _of_length(images, recipe, init_from):
         return []  # refused, with a batch size that will do
     findings = []
     updates = recipe.epochs * steps
+    counted = f"{recipe.epochs} epochs of {steps} steps are {updates} updates"
     if updates < FEW_UPDATES and init_from is None:
         findings.append(
-            f"{recipe.epochs} epochs of {steps} steps are {updates} updates, too few to learn from "
-            "scratch: expect little more than the accuracy of naming always the largest class. "
-            "Choose a smaller batch_size or more epochs"
+            f"{counted}, too few to learn from scratch: expect little more than the accuracy of "
+            "naming always the largest class. Choose a smaller batch_size or more epochs"
+        )
+    elif updates < FEW_FOR_A_BUDGET and recipe.macs_target is not None:
+        findings.append(
+            f"{counted}, few to learn what to leave out: expect to lose accuracy. The recipe was "
+            "measured with 3,120. Choose more epochs or images, or a higher macs_target"
         )
     if rest > LARGE_SHARE * images:
         findings.append(

@@ -106,10 +106,13 @@ def plot_test_adjacency(run, path):
 
 
 def plot_history(history, path, split="test"):
-    """Draws loss, accuracy and, for networks with edges, connectivity over the epochs."""
+    """Draws loss, accuracy and, for networks with edges, open edges or multiply-adds by epoch."""
     from matplotlib.figure import Figure
 
     stages = [key for key in history[-1] if key.startswith("open_rate/")]
+    title = "open edges (share)"
+    if "share_of_macs" in history[-1]:  # with a budget that is what training is about
+        stages, title = ["share_of_macs"], "share of multiply-adds"
     figure = Figure(figsize=(9 + 3 * bool(stages), 3), layout="constrained")
     axes = figure.subplots(1, 2 + bool(stages))
     epochs = [row["epoch"] for row in history]
@@ -119,10 +122,13 @@ def plot_history(history, path, split="test"):
         axis.set(xlabel="epoch", title=name)
         axis.legend()
     for key in stages:
-        axes[2].plot(epochs, [row[key] for row in history], label=key.partition("/")[2])
+        label = key.partition("/")[2] or split
+        axes[2].plot(epochs, [row.get(key) for row in history], marker=".", label=label)
     if stages:
-        axes[2].set(xlabel="epoch", title="open edges (share)", ylim=(-0.05, 1.05))
+        axes[2].set(xlabel="epoch", title=title, ylim=(-0.05, 1.05))
         axes[2].legend()
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=130)
 
 

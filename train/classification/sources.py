@@ -136,8 +136,8 @@ def _tells(recipe, is_set, init_from, config_file):
 def _named(model, path):
     if model is None:
         raise ValueError(
-            f"{path} does not say which variant it is, such as resnet50. `python -m dgnet_keras "
-            "list` shows all, and `adapt` takes one with --model"
+            f"{path} does not say which variant it is, such as resnet50 or resnet20_cifar. "
+            "`python -m dgnet_keras list` shows all, and `adapt` takes one with --model"
         )
     family_of(model)
     return model

@@ -1,6 +1,7 @@
 """From a trained network to a faster one: one command, on three of scikit-learn's digits."""
 
 import json
+import re
 import shutil
 
 import keras
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from train.classification.adapting import verdict
 from train.classification.recipes import get_recipe
 from train.classification.run import train
 
@@ -91,6 +93,22 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
     assert config["distill_from"] == config["init_from"] == str(static)
     assert config["model_overrides"] == {"depths": [1, 3], "widths": [8, 16]}
     assert config["batch_size"] < 128  # of 432 images
+
+
+@pytest.mark.parametrize(
+    ("static", "paths", "images", "said"),
+    [
+        (0.80, 0.32, 200, r"lose 48\.0 points at 0\.58 .*give or take 8\.5 .*try more --epochs"),
+        (0.99, 0.98, 100, r"lose 1\.0 points at 0\.58 of the multiply-adds \(give or take 3\.4"),
+        (0.90, 0.91, 10000, r"lose nothing at 0\.58"),
+    ],
+)
+def test_the_verdict_says_what_was_lost_and_what_to_do(static, paths, images, said):
+    rows = {"static": {"test_accuracy": static}}
+    rows["paths"] = {"test_accuracy": paths, "share_of_macs": 0.58}
+    sentence = verdict(rows, images)
+    assert re.search(said, sentence)
+    assert ("try" in sentence) == (static - paths > 0.1)
 
 
 def test_the_same_command_again_says_the_same(static, digits, adapted):

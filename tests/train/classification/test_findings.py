@@ -96,6 +96,14 @@ def test_a_run_too_short_to_learn_anything_says_so():
     assert findings.check_data(data((4, 4, 4), (1, 1, 1)), few, init_from="weights") == []
 
 
+def test_a_run_too_short_for_its_budget_says_so():
+    few = dataclasses.replace(RECIPE, epochs=8, batch_size=6, wiring="path", macs_target=0.6)
+    (found,) = findings.check_data(data((4, 4, 4), (1, 1, 1)), few, init_from="weights")
+    assert found.startswith("8 epochs of 2 steps are 16 updates, few to learn what to leave out")
+    enough = dataclasses.replace(few, epochs=200)
+    assert findings.check_data(data((4, 4, 4), (1, 1, 1)), enough, init_from="weights") == []
+
+
 def test_images_that_do_not_fill_a_batch_are_counted():
     large = dataclasses.replace(LONG, batch_size=8)
     (found,) = findings.check_data(data((4, 4, 4), (1, 1, 1)), large)
