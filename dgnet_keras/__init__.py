@@ -3,7 +3,7 @@
 import os
 import sys
 
-if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "dgnet_keras":
+if [os.path.basename(name) for name in sys.argv[:1]] in (["-m"], ["dgnet_keras"]):
     # Python is about to run a command, `python -m dgnet_keras` or `dgnet_keras`, and imports this
     # file first: the last moment to keep TensorFlow's start-up messages out of its output.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 
 import dgnet_keras as dg
@@ -31,3 +33,10 @@ def test_a_variant_without_weights_has_an_empty_list_and_an_unknown_one_is_refus
 def test_a_changed_list_stays_with_its_owner():
     dg.list_pretrained("resnet18").clear()
     assert dg.list_pretrained("resnet18")
+
+
+def test_the_docs_count_them_right():
+    rows, variants = dg.list_pretrained(), dg.list_variants()
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    fitting = len({row.variant for row in rows})
+    assert f"{len(rows)} weights fit {fitting} of the {len(variants)} variants" in text

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import shutil
 import statistics
 
 import keras
@@ -210,12 +211,12 @@ def _cascade(paths, static, split):
 
 
 def _write_cascade(model, folder, class_names):
-    """Leaves `model.keras` and a SavedModel, as a run does."""
+    """Leaves `model.keras` and a SavedModel, as a run does; in place of those of other paths."""
     folder.mkdir(exist_ok=True)
     with atomic_file(folder / "model.keras") as scratch:
         model.save(scratch)
-    if not (folder / "export" / "1").exists():
-        dg.export_saved_model(model, folder / "export", labels=list(class_names))
+    shutil.rmtree(folder / "export", ignore_errors=True)
+    dg.export_saved_model(model, folder / "export", labels=list(class_names))
 
 
 def milliseconds(models, split):

@@ -113,7 +113,11 @@ def test_the_verdict_says_what_was_lost_and_what_to_do(static, paths, images, sa
 
 def test_the_same_command_again_says_the_same(static, digits, adapted):
     folder, rows = adapted
+    of_other_paths = folder / "cascade" / "export" / "1" / "left"  # had these been removed
+    of_other_paths.touch()
     again = adapt(static, digits, folder, "--macs", "0.8")
+    assert not of_other_paths.exists()
+    assert (of_other_paths.parent / "saved_model.pb").exists()
     for name, row in again.items():
         for key in ("test_accuracy", "share_of_macs"):
             assert row[key] == rows[name][key]
