@@ -91,7 +91,11 @@ def test_aggregate_equals_einsum_over_stacked_features(sources, mode, dtype, tol
 
 
 def make_stage(wiring, dtype, threshold=0.45):
-    """Blocks with convolutions whose inputs are rebuilt; five, so that some are and some not."""
+    """Blocks with convolutions whose inputs are rebuilt; five, so that some are and some not.
+
+    In 16 bits their activations are smooth: one value that rounding moves over the kink of a ReLU
+    changes a gradient by 5 %.
+    """
     keras.utils.set_random_seed(0)
     blocks = [ConvNormAct(8, 3, strides=2, name="block_0", dtype=dtype)]
     blocks += [
@@ -103,6 +107,8 @@ def make_stage(wiring, dtype, threshold=0.45):
     for layer in stage._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False  # statistics of so small a batch would magnify rounding
+        if isinstance(layer, keras.layers.Activation) and dtype.startswith("mixed"):
+            layer.activation = keras.activations.silu
     rng = np.random.default_rng(0)
     for variable in stage.weights:
         if "router" in variable.path or variable.name.startswith("edge_logits"):
@@ -110,7 +116,7 @@ def make_stage(wiring, dtype, threshold=0.45):
     return stage
 
 
-POLICIES = {"float32": 2e-6, "mixed_bfloat16": 1e-1, "mixed_float16": 8e-3}
+POLICIES = {"float32": 2e-6, "mixed_bfloat16": 5e-2, "mixed_float16": 8e-3}
 # Every wiring in every mode, in every policy as a graph; XLA takes long.
 STAGES = [
     (wiring, mode, policy, True)
