@@ -131,7 +131,7 @@ def peak_growth(step, steps=3):
 
 
 def environment():
-    """Dict of what a time depends on: commit, versions, oneDNN, CPU, threads."""
+    """Dict of what a time depends on: commit, versions, oneDNN, accelerators, CPU, threads."""
     import keras
     import tensorflow as tf
 
@@ -144,12 +144,22 @@ def environment():
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
         "cpu": _cpu_name(),
         "vector": vector_extension(),
+        "accelerators": _accelerators(),
         "cpus": cpus,
         "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus,
         # 0 means TensorFlow's default, a thread for each usable CPU.
         "intra_op_threads": tf.config.threading.get_intra_op_parallelism_threads(),
         "inter_op_threads": tf.config.threading.get_inter_op_parallelism_threads(),
     }
+
+
+def _accelerators():
+    """The names of the GPUs that TensorFlow sees, or of its TPUs."""
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU") + tf.config.list_physical_devices("TPU")
+    details = map(tf.config.experimental.get_device_details, devices)
+    return [d.get("device_name", x.name) for d, x in zip(details, devices, strict=True)]
 
 
 def commit():

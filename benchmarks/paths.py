@@ -64,15 +64,40 @@ def spread_routers(model, images):
             if router is None:
                 x = block(x, training=False)
                 continue
-            pooled = tf.reduce_mean(x, axis=(1, 2))
+            pooled = tf.reduce_mean(tf.cast(x, tf.float32), axis=(1, 2))
             router.moving_mean.assign(tf.reduce_mean(pooled, axis=0))
             router.moving_variance.assign(tf.math.reduce_variance(pooled, axis=0) + 1e-6)
             router.kernel.assign(rng.normal(size=router.kernel.shape))
             router.bias.assign([0.0])
-            logits = router(x).numpy()
+            logits = router(x).numpy().astype(float)
             router.bias.assign([-np.median(logits)])
             is_on = logits > np.median(logits)
             x = tf.where(is_on[:, None, None, None], block(x, training=False), x)
+
+
+def build_models(settings):
+    """The static twin, `chain`, and `path`, whose routers are set or, at a share of 1, all on.
+
+    Args:
+        settings: dict with `model`, `size` and `share`, and perhaps `spec`.
+    """
+    import numpy as np
+
+    import dgnet_keras as dg
+    from dgnet_keras.budget import Pressure, apply_pressure
+
+    chain = skipping_networks.create(settings, "chain")
+    path = skipping_networks.create(settings, "path")
+    size = settings["size"]
+    images = skipping_networks.random_images(64 if size < 100 else 32, size, 1)
+    skipping_paths.settle_statistics(chain, images[: skipping_networks.SETTLE_ON])
+    dg.copy_weights(chain, path)
+    apply_pressure(path, Pressure(1.0, 0.0, 0.0))
+    if settings["share"] == 1:
+        path.set_threshold(-np.inf)
+    else:
+        spread_routers(path, images)
+    return {"chain": chain, "path": path}
 
 
 def build(settings):
@@ -81,27 +106,17 @@ def build(settings):
     import tensorflow as tf
 
     import dgnet_keras as dg
-    from dgnet_keras.budget import Pressure, apply_pressure
     from dgnet_keras.complexity import model_costs
 
-    chain = skipping_networks.create(settings, "chain")
-    path = skipping_networks.create(settings, "path")
-    size, batch = settings["size"], settings["batch"]
-    images = skipping_networks.random_images(64 if size < 100 else 32, size, 1)
-    skipping_paths.settle_statistics(chain, images[: skipping_networks.SETTLE_ON])
-    dg.copy_weights(chain, path)
-    apply_pressure(path, Pressure(1.0, 0.0, 0.0))
+    models = build_models(settings)
+    path, batch = models["path"], settings["batch"]
     parts = skipping_networks.ONE_BY_ONE if batch == 1 else 1
-    timed = skipping_networks.random_images(batch * parts, size, 2)
-    if settings["share"] == 1:
-        path.set_threshold(-np.inf)
-    else:
-        spread_routers(path, images)
+    timed = skipping_networks.random_images(batch * parts, settings["size"], 2)
+    if settings["share"] < 1:
         dg.calibrate(path, timed.numpy(), settings["share"], batch_size=32)
     found = dg.adjacency(path, timed.numpy())
     share = model_costs(path).shares(found, len(timed))
-    batches = tf.split(timed, parts)
-    return {"chain": chain, "path": path}, batches, float(np.mean(share))
+    return models, tf.split(timed, parts), float(np.mean(share))
 
 
 def measure_here(settings, repeats):

@@ -80,8 +80,8 @@ def tracing(contestant):
         yield
 
 
-def prepare(model, mode, batch, contestant, batches=None, learning_rate=1e-3):
-    """Traces a step, without XLA.
+def prepare(model, mode, batch, contestant, batches=None, learning_rate=1e-3, jit_compile=None):
+    """Traces a step.
 
     Args:
         model: images to logits.
@@ -92,6 +92,7 @@ def prepare(model, mode, batch, contestant, batches=None, learning_rate=1e-3):
         batches: list of images, (batch, height, width, channels), each of which takes a step of its
             own; None means random ones, once.
         learning_rate: of the training step; with 0 the weights stay as they are.
+        jit_compile: whether XLA compiles the step; None leaves it to TensorFlow.
 
     Returns:
         A function without arguments that does a step with each of the batches, the seconds that
@@ -109,18 +110,18 @@ def prepare(model, mode, batch, contestant, batches=None, learning_rate=1e-3):
         optimizer.build(model.trainable_variables)
         weights += optimizer.variables
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile)
     def train(images, labels):
         with tf.GradientTape() as tape:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels, model(images, training=True)
+                labels, tf.cast(model(images, training=True), tf.float32)
             )
             loss = tf.reduce_mean(losses)
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         return loss
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile)
     def infer(images):
         return model(images, training=False)
 

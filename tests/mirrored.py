@@ -1,19 +1,32 @@
-"""Two CPU devices in one process, and images that are split over them."""
+"""Two devices in one process, and images that are split over them.
+
+GPUs where there are some, one of them as two where there is no other; else the CPU as two.
+"""
 
 import catalog
 import numpy as np
 import tensorflow as tf
 
+GPU_MIB = 3000  # of each half of a GPU
+
 
 def configure():
-    """Makes two logical devices of the CPU; before TensorFlow has used it."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    """Makes two logical devices of one; before TensorFlow has used it."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if len(gpus) > 1:
+        return
+    device = gpus[0] if gpus else tf.config.list_physical_devices("CPU")[0]
+    half = tf.config.LogicalDeviceConfiguration(memory_limit=GPU_MIB if gpus else None)
+    tf.config.set_logical_device_configuration(device, [half] * 2)
 
 
 def strategy_of(devices):
     """Of the first so many devices."""
-    return tf.distribute.MirroredStrategy([f"cpu:{k}" for k in range(devices)])
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [f"{'gpu' if gpus else 'cpu'}:{k}" for k in range(devices)]
+    # NCCL does not reduce between halves of one GPU.
+    halves = tf.distribute.HierarchicalCopyAllReduce() if len(gpus) == 1 else None
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=halves)
 
 
 def two_kinds():

@@ -1,0 +1,1 @@
+"""What differs on an accelerator: tests, times, memory; `python -m benchmarks.accelerator`."""
