@@ -12,7 +12,8 @@ from benchmarks import measure, paths, skipping_networks, speed_networks
 from benchmarks.accelerator.workers import send
 from train.turns import in_turns
 
-TURNS, SECONDS = 30, 6.0
+TURNS = 30
+SECONDS, CPU_SECONDS = 6.0, 45.0  # after which no further turn begins
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,6 +56,7 @@ def measure_row(settings):
 
     import dgnet_keras as dg
     from dgnet_keras.complexity import model_costs
+    from dgnet_keras.layers.devices import has_accelerator
 
     models = build(*(settings[key] for key in ("model", "size", "dtype", "share")))
     batches = images(settings)
@@ -80,7 +82,8 @@ def measure_row(settings):
         seconds[name] = measure.rounded(time.perf_counter() - start)
         memory[name] = measure.rounded(variables + peak_growth(step))
         steps[name] = step
-    times = in_turns(steps, dict.fromkeys(steps, TURNS), SECONDS)
+    seconds = SECONDS if has_accelerator() else CPU_SECONDS
+    times = in_turns(steps, dict.fromkeys(steps, TURNS), seconds)
     return {
         "repeats": {},
         "measured_share": measure.rounded(share),

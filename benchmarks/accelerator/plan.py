@@ -3,6 +3,12 @@
 import dataclasses
 
 NETWORKS = {"resnet50": 224, "mobilenetv2_100": 224, "resnext50_32x4d": 224, "regnetx_016": 224}
+CPU_NETWORKS = {
+    "resnet20_cifar": (32, 128),
+    "mobilenetv2_100": (224, 8),
+    "resnet50": (224, 8),
+    "regnetx_016": (224, 8),
+}
 SMALL_NETWORK, SMALL_SIZE = "resnet20_cifar", 16
 # Blocks that always run are 0.36 of ResNet-50, so less than that is for the deep narrow network.
 SHARES = {("resnet50", 224): (0.8, 0.65, 0.5, 0.4), ("resnet56_cifar", 32): (1.0, 0.5, 0.3)}
@@ -92,6 +98,21 @@ def plan():
         *_rows(both, dtype="mixed_bfloat16"),
         *_rows(both, dtype="float32"),
         *_rows([("train", LARGE_BATCH)]),
+    ]
+
+
+def cpu_plan():
+    """Of a CPU: networks in float32, at batches that it can do."""
+    return [
+        Group(
+            "networks",
+            [
+                row(model, size, mode, images, "float32")
+                for mode, images in (("inference", batch), ("train", batch), ("inference", 1))
+            ],
+            600,
+        )
+        for model, (size, batch) in CPU_NETWORKS.items()
     ]
 
 
