@@ -13,7 +13,6 @@ On 1,000 JPEGs of 500 x 375 pixels, cut out of COCO's images where `--coco` name
 """
 
 import argparse
-import functools
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from benchmarks import measure
 IMAGENET_SIZE = (500, 375)
 JPEGS = 1000
 RECORD_FILES = 8
-TURNS, TURN_IMAGES = 9, 992
+TURNS, TURN_IMAGES, SETTLE = 9, 992, 8
 
 
 def coco_photographs(coco_tar):
@@ -174,10 +173,18 @@ def decoded(data_dir, batch_size):
     return data.prefetch(tf.data.AUTOTUNE)
 
 
+def _rate(iterator, batches, batch_size):
+    """Images/s of so many batches, after some in which a pipeline settles."""
+    for _ in range(SETTLE):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(iterator)
+    return batches * batch_size / (time.perf_counter() - start)
+
+
 def measure_peers(data_dir, turns=TURNS, images=TURN_IMAGES):
     """Images/s of each pipeline on class folders, and ours over the others' turn by turn."""
-    from train.turns import in_turns
-
     recipe = imagenet_recipe("folder")
     pipelines = {
         "ours": training_batches(recipe, data_dir),
@@ -185,16 +192,13 @@ def measure_peers(data_dir, turns=TURNS, images=TURN_IMAGES):
         "its_files": keras_batches(data_dir, recipe, resized=None),
         "decoding": decoded(data_dir, recipe.batch_size),
     }
-    batches = images // recipe.batch_size
-
-    def take(iterator):
-        for _ in range(batches):
-            next(iterator)
-
-    steps = {name: functools.partial(take, iter(data)) for name, data in pipelines.items()}
-    times = in_turns(steps, dict.fromkeys(steps, turns))
-    count = batches * recipe.batch_size
-    rates = {name: [count / t for t in values] for name, values in times.items()}
+    names, rates = list(pipelines), {name: [] for name in pipelines}
+    for turn in range(turns):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            # An iterator a turn: one that waits for its next turn fills its buffers meanwhile.
+            iterator = iter(pipelines[name])
+            rates[name].append(_rate(iterator, images // recipe.batch_size, recipe.batch_size))
+            del iterator
     return {
         "images_per_second": {name: measure.spread(values) for name, values in rates.items()},
         "ratios": measure.paired_ratios(
@@ -206,14 +210,8 @@ def measure_peers(data_dir, turns=TURNS, images=TURN_IMAGES):
 def images_per_second(recipe, data_dir, images, rounds=3):
     """Median over rounds of the training pipeline alone, after a first batch."""
     iterator = iter(training_batches(recipe, data_dir))
-    next(iterator)
-    rates = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(images // recipe.batch_size):
-            next(iterator)
-        count = images // recipe.batch_size * recipe.batch_size
-        rates.append(count / (time.perf_counter() - start))
+    batches = images // recipe.batch_size
+    rates = [_rate(iterator, batches, recipe.batch_size) for _ in range(rounds)]
     return round(statistics.median(rates), 1)
 
 

@@ -161,19 +161,23 @@ def reduced_bytes(function):
 
 
 def sorted_batches(model):
-    """The batches of random images that take the most and the fewest blocks, and their shares."""
+    """The batches of random images that take the most and the fewest blocks.
+
+    Returns:
+        Tuple of dicts of the batches and of their mean shares, and the threshold that they are at.
+    """
     import numpy as np
 
     import dgnet_keras as dg
     from dgnet_keras.complexity import model_costs
 
     pool = skipping_networks.random_images(POOL, SIZE, 2).numpy()
-    dg.calibrate(model, pool, SHARE, batch_size=BATCH)
+    threshold = dg.calibrate(model, pool, SHARE, batch_size=BATCH)["threshold"]
     shares = np.asarray(model_costs(model).shares(dg.adjacency(model, pool), POOL))
     order = np.argsort(shares, kind="stable")
     chosen = {"dear": order[-BATCH:], "cheap": order[:BATCH]}
     batches = {kind: pool[index] for kind, index in chosen.items()}
-    return batches, {kind: float(shares[index].mean()) for kind, index in chosen.items()}
+    return batches, {kind: float(shares[index].mean()) for kind, index in chosen.items()}, threshold
 
 
 def work(index, steps):
@@ -187,11 +191,12 @@ def work(index, steps):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
     settings = {"model": MODEL, "size": SIZE, "share": SHARE}
     source = paths.build_models(settings)["path"]
-    batches, shares = sorted_batches(source)
+    batches, shares, threshold = sorted_batches(source)
     with strategy.scope():
         model = skipping_networks.create(settings, "path")
         model.set_weights(source.get_weights())
         apply_pressure(model, Pressure(1.0, 0.0, 0.0))
+        model.set_threshold(threshold)
         optimizer = keras.optimizers.SGD(0.0, momentum=0.9)
         optimizer.build(model.trainable_variables)
 

@@ -32,7 +32,7 @@ TRAIN = [sys.executable, "-m", "train.imagenet"]
 DIGITS = ["--config", "digits_resnet20"]
 WIRINGS = ("chain", "dynamic", "path")
 MODEL, SIZE = "resnet50", 224
-FIRST_STEP = "step:"  # of the line that the loop prints after its first step
+FIRST_STEP = "step 1/"  # of the line that a run prints after its first step
 
 ANSWER = """
 import sys, time

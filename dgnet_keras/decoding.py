@@ -13,8 +13,9 @@ JPEG_HEADER = b"\xff\xd8\xff"
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 EXIF_HEADER = b"Exif\0\0"
 EXIF_WITHIN = 2**18  # bytes of a file; EXIF data is one of the segments before the picture
-# Regular expressions of whole files; \C is any byte. They take a few microseconds.
-WITH_EXIF, A_BMP = r"(?:\C*Exif\C*)", r"(?:BM\C*)"
+WITH_EXIF = r"\C*Exif\C*"  # a regular expression; \C is any byte
+HEAD_BYTES = 24  # which hold the first segment's header, and the second's behind plain JFIF data
+JFIF_BYTES = 16  # of JFIF data without a picture in small, as nearly all files have it
 MAX_SEGMENTS = 64  # of a JPEG that are looked at; a file may hold millions
 ENTRY_BYTES = 12  # of a TIFF directory: tag (2), type (2), count (4), value (4)
 ORIENTATION_TAG, SHORT = 0x0112, 3
@@ -48,12 +49,13 @@ def decode_image(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
     else:
         pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
     pixels = tf.ensure_shape(pixels, (None, None, channels))
-    return _finished(pixels, encoded, rf"{A_BMP}|{WITH_EXIF}")
+    may_differ = _may_have_exif(encoded) | _starts_with(encoded, b"BM")
+    return _finished(pixels, encoded, may_differ)
 
 
 def upright(pixels: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     """Pixels (height, width, channels) of a JPEG or PNG, turned as its `orientation` says."""
-    return _finished(pixels, encoded, WITH_EXIF)
+    return _finished(pixels, encoded, _may_have_exif(encoded))
 
 
 def orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
@@ -62,8 +64,7 @@ def orientation(encoded: tf.Tensor | bytes) -> tf.Tensor:
     It is 1, upright, for any other file and for EXIF data that is broken.
     """
     encoded = tf.convert_to_tensor(encoded)
-    may_be = _matches(encoded, WITH_EXIF)
-    return tf.cond(may_be, lambda: _read_orientation(encoded), lambda: 1)
+    return tf.cond(_may_have_exif(encoded), lambda: _read_orientation(encoded), lambda: 1)
 
 
 def turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -104,9 +105,9 @@ def _changes(orientation):
     return o >= 5, tf.stack([vertical, horizontal])
 
 
-def _finished(pixels, encoded, pattern):
-    """The pixels as they should be seen, looked at more closely only where a pattern matches."""
-    finished = tf.cond(_matches(encoded, pattern), lambda: _finish(pixels, encoded), lambda: pixels)
+def _finished(pixels, encoded, may_differ):
+    """The pixels as they should be seen, looked at more closely only where they may differ."""
+    finished = tf.cond(may_differ, lambda: _finish(pixels, encoded), lambda: pixels)
     return tf.ensure_shape(finished, (None, None, pixels.shape[-1]))
 
 
@@ -151,8 +152,7 @@ def _exif_segment(encoded):
     def look(position, start, end):
         head = _bytes(encoded, position, head_bytes)
         following = position + 2 + _number(head[2:4])
-        # Application data and comments stand before all else.
-        leads = (head[0] == 0xFF) & ((head[1] // 16 == 0xE) | (head[1] == 0xFE))
+        leads = _leads(head)
         is_exif = leads & (head[1] == 0xE1) & tf.reduce_all(head[4:] == list(EXIF_HEADER))
         return (
             tf.where(leads & ~is_exif, following, none),
@@ -184,8 +184,23 @@ def _with_palette(pixels, encoded):
     return tf.where(_number(header[28:30], little=True) == 8, colours, pixels)
 
 
-def _matches(encoded, pattern):
-    return tf.strings.regex_full_match(tf.strings.substr(encoded, 0, EXIF_WITHIN), pattern)
+def _may_have_exif(encoded):
+    """False for files that surely have no EXIF data, by the headers of their first two segments.
+
+    Looking through a file of 60 KB takes a tenth of the time of decoding it.
+    """
+    head = tf.strings.join([tf.strings.substr(encoded, 0, HEAD_BYTES), b"\0" * HEAD_BYTES])
+    head = tf.io.decode_raw(tf.strings.substr(head, 0, HEAD_BYTES), tf.uint8)
+    marker, following = head[2:6], head[4 + JFIF_BYTES : 6 + JFIF_BYTES]
+    is_plain = tf.reduce_all(marker == tf.constant([0xFF, 0xE0, 0, JFIF_BYTES], tf.uint8))
+    may = _leads(marker) & (_leads(following) | ~is_plain)
+    within = tf.where(may & _starts_with(encoded, JPEG_HEADER), EXIF_WITHIN, 0)
+    return tf.strings.regex_full_match(tf.strings.substr(encoded, 0, within), WITH_EXIF)
+
+
+def _leads(marker):
+    """Whether a marker's two bytes begin a segment of those before the picture: data, comments."""
+    return (marker[0] == 0xFF) & ((marker[1] // 16 == 0xE) | (marker[1] == 0xFE))
 
 
 def _starts_with(encoded, header):

@@ -171,7 +171,15 @@ class Preprocessing(keras.layers.Layer):
         """Pixels of 0 to 255 to the model's input: (pixel / 255 - mean) / std, float32."""
         mean = 255.0 * tf.constant(self.mean, tf.float32)
         scale = 1 / (255.0 * tf.constant(self.std, tf.float32))
-        return (tf.cast(images, tf.float32) - mean) * scale
+        images = tf.cast(images, tf.float32)
+        width, channels = images.shape[-2:] if (images.shape.rank or 0) >= 2 else (None, None)
+        if width is None or channels != len(self.mean):
+            return (images - mean) * scale
+        # Rows of pixels as vectors: processors are slow at operations on three numbers.
+        shape = tf.shape(images)
+        rows = tf.reshape(images, tf.concat([shape[:-2], [width * len(self.mean)]], axis=0))
+        rows = (rows - tf.tile(mean, [width])) * tf.tile(scale, [width])
+        return tf.ensure_shape(tf.reshape(rows, shape), images.shape)
 
     def denormalize(self, images: tf.Tensor | np.ndarray) -> tf.Tensor:
         """The inverse of `normalize`, rounded to uint8: the model's input as a picture."""

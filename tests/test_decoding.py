@@ -71,8 +71,11 @@ SEGMENTS = {
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_odd_exif_data_is_read_or_left_alone(name):
     segment, expected = SEGMENTS[name]
-    content = PLAIN[:2] + segment + PLAIN[2:]
-    assert int(decoding.orientation(content)) == expected
+    start, jfif, rest = PLAIN[:2], PLAIN[2:20], PLAIN[20:]
+    assert jfif[:4] == b"\xff\xe0\0\x10"
+    pictured = b"\xff\xe0\0\x13" + jfif[4:-2] + b"\x01\x01" + b"rgb"  # one pixel in small
+    for before in (b"", jfif, pictured, b"\xff\xfe\0\x04ab", jfif + b"\xff\xfe\0\x04ab"):
+        assert int(decoding.orientation(start + before + segment + rest)) == expected
 
 
 def test_no_bytes_fail():

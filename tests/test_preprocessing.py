@@ -34,6 +34,19 @@ def test_pixels_become_centred_and_scaled():
     np.testing.assert_allclose(x[0, 0, :, 0], [-2, 2], rtol=1e-6)
 
 
+def test_images_of_any_width_are_scaled_to_the_same_bits(rng):
+    preprocessing = dg.Preprocessing((8, 8), 1.0, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    images = rng.uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    any_width = tf.function(
+        preprocessing.normalize, input_signature=[tf.TensorSpec((None, None, None, 3))]
+    )
+    known = preprocessing.normalize(images)
+    np.testing.assert_array_equal(any_width(images), known)
+    np.testing.assert_array_equal(preprocessing.normalize(images[0]), known[0])
+    expected = (images - 255 * np.float32([0.1, 0.2, 0.3])) / (255 * np.float32([0.4, 0.5, 0.6]))
+    np.testing.assert_allclose(known, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_image_of_the_right_size_is_not_resampled(rng):
     images = rng.integers(0, 256, (2, 32, 32, 3), "uint8")
     same = dg.Preprocessing((32, 32), 1.0).resize_and_crop(images)

@@ -75,9 +75,11 @@ def train_batches(
         image = rand_augment(augmentation.augment(parts["image"], recipe, seed))
         if recipe.random_erasing:
             image = augmentation.erase(image, recipe.random_erasing, seed)
-        return {**parts, "image": image, **({"seed": seed} if mix else {})}
+        # An image fits the processor's cache, a batch of them does not.
+        parts["image"] = preprocessing.normalize(image)
+        return {**parts, **({"seed": seed} if mix else {})}
 
-    return _batches(stream, example, preprocessing, recipe.batch_size, context, skipped, mix)
+    return _batches(stream, example, recipe.batch_size, context, skipped, mix)
 
 
 def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
@@ -102,9 +104,10 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
 
     def example(element):
         parts = read(element)
-        return {**parts, "counted": element["weight"]}
+        image = preprocessing.normalize(parts["image"])
+        return {**parts, "image": image, "counted": element["weight"]}
 
-    return _batches(stream, example, preprocessing, batch_size, context, skipped)
+    return _batches(stream, example, batch_size, context, skipped)
 
 
 def steps_per_epoch(split, recipe):
@@ -228,7 +231,7 @@ def _ordered_records(records, batch_size, context):
     return serialized.concatenate(filling).enumerate().map(element)
 
 
-def _batches(stream, example, preprocessing, batch_size, context, skipped, mix=None):
+def _batches(stream, example, batch_size, context, skipped, mix=None):
     if context is not None:
         batch_size //= context.num_replicas_in_sync
     options = tf.data.Options()
@@ -240,7 +243,6 @@ def _batches(stream, example, preprocessing, batch_size, context, skipped, mix=N
         batch = _substitute(_report(batch, skipped))
         if "counted" in batch:
             batch["weight"] *= batch.pop("counted")
-        batch = {**batch, "image": preprocessing.normalize(batch["image"])}
         return mix(batch) if mix else batch
 
     examples = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE)
@@ -276,8 +278,8 @@ def _substitute(batch):
     weight = batch["weight"]
     first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
     source = tf.where(weight > 0, tf.range(tf.size(weight)), first)
-    return {
-        **batch,
-        "image": tf.gather(batch["image"], source),
-        "label": tf.gather(batch["label"], source),
-    }
+    columns = [batch["image"], batch["label"]]
+    image, label = tf.cond(
+        tf.reduce_all(weight > 0), lambda: columns, lambda: [tf.gather(x, source) for x in columns]
+    )
+    return {**batch, "image": image, "label": label}
