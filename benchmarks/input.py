@@ -25,6 +25,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import measure
+from benchmarks.accuracy_table import fill_in
+from benchmarks.speed_markdown import ratio_cell
 
 IMAGENET_SIZE = (500, 375)
 JPEGS = 1000
@@ -258,6 +260,31 @@ def measure_training(data_dir, recipe, title, images, steps):
     }
 
 
+def table(found):
+    """The lines of two Markdown tables: against Keras's pipelines, and beside a training step."""
+    lines = ["| pipeline | images/s | ours over it |", "|---|---|---|"]
+    names = {
+        "ours": "ours",
+        "image_dataset_from_directory": "`image_dataset_from_directory`, then the same",
+        "its_files": "its list of files, then the same",
+        "decoding": "decoding whole images, and nothing else",
+    }
+    for row in found:
+        for name, title in names.items() if "ratios" in row else ():
+            rate = row["images_per_second"][name]["median"]
+            cells = [title, f"{rate:,.0f}", ratio_cell(row, f"ours/{name}")]
+            lines.append("| " + " | ".join(cells) + " |")
+    titles = "data | pipeline alone, images/s | training step, images/s | of it waiting for input"
+    lines += ["", f"| {titles} |", "|---|---|---|---|"]
+    for row in found:
+        if "ratios" not in row:
+            waiting = f"{100 * row['step_waiting_share']:.2f} %"
+            step = f"{row['model']}, {row['step_images_per_second']:,.0f}"
+            cells = [row["data"], f"{row['pipeline_images_per_second']:,.0f}", step, waiting]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def rows(coco, cifar10, scratch):
     """Yields the rows, each a dict."""
     from train.classification.recipes import get_recipe
@@ -287,6 +314,7 @@ def main(argv=None):
     parser.add_argument("--cifar10", help="folder with train/<class>/*.jpg and test/<class>/*.jpg")
     parser.add_argument("--coco", help="tar file with JPEGs of COCO")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the table")
     args = parser.parse_args(argv)
     found = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -296,6 +324,8 @@ def main(argv=None):
             if args.output:
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 args.output.write_text(json.dumps(found, indent=2) + "\n")
+    if args.document:
+        args.document.write_text(fill_in(args.document.read_text(), {"input": table(found)}))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ python -m benchmarks.scale local [--steps N] [--output FILE]
   bytes are few, so each goes through a tree: 2 log2(R) latencies.
 
 `local` checks that the slowest decides. Two processes, each on a core of its own, train a network
-with paths under `MultiWorkerMirroredStrategy`. The batch of one is of images that take many blocks,
-or few, and so is the other's. The four cases take turns. It also reads from the traced step how
+with paths under `MultiWorkerMirroredStrategy`. In each, images take every block (`dear`), or none
+that can be passed by (`cheap`); the four cases take turns. It also reads from the traced step how
 many bytes are reduced, which on paper are those of the trainable weights.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -35,11 +36,13 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks import measure, paths, skipping_networks
+from benchmarks import measure, skipping_networks
+from benchmarks.accuracy_table import fill_in
 from train.turns import in_turns
 
 KINDS = ("dear", "cheap")
-MODEL, SIZE, BATCH, POOL = "resnet20_cifar", 32, 128, 1024
+THRESHOLDS = {"dear": -math.inf, "cheap": math.inf}
+MODEL, SIZE, BATCH = "resnet20_cifar", 32, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,26 +163,6 @@ def reduced_bytes(function):
     return total
 
 
-def sorted_batches(model):
-    """The batches of random images that take the most and the fewest blocks.
-
-    Returns:
-        Tuple of dicts of the batches and of their mean shares, and the threshold that they are at.
-    """
-    import numpy as np
-
-    import dgnet_keras as dg
-    from dgnet_keras.complexity import model_costs
-
-    pool = skipping_networks.random_images(POOL, SIZE, 2).numpy()
-    threshold = dg.calibrate(model, pool, SHARE, batch_size=BATCH)["threshold"]
-    shares = np.asarray(model_costs(model).shares(dg.adjacency(model, pool), POOL))
-    order = np.argsort(shares, kind="stable")
-    chosen = {"dear": order[-BATCH:], "cheap": order[:BATCH]}
-    batches = {kind: pool[index] for kind, index in chosen.items()}
-    return batches, {kind: float(shares[index].mean()) for kind, index in chosen.items()}, threshold
-
-
 def work(index, steps):
     """One of two processes of `TF_CONFIG`; the first prints what it measured, as JSON."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[index]})
@@ -189,14 +172,10 @@ def work(index, steps):
     from dgnet_keras.budget import Pressure, apply_pressure
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
-    settings = {"model": MODEL, "size": SIZE, "share": SHARE}
-    source = paths.build_models(settings)["path"]
-    batches, shares, threshold = sorted_batches(source)
+    images = skipping_networks.random_images(BATCH, SIZE, index)
     with strategy.scope():
-        model = skipping_networks.create(settings, "path")
-        model.set_weights(source.get_weights())
+        model = skipping_networks.create({"model": MODEL, "size": SIZE}, "path")
         apply_pressure(model, Pressure(1.0, 0.0, 0.0))
-        model.set_threshold(threshold)
         optimizer = keras.optimizers.SGD(0.0, momentum=0.9)
         optimizer.build(model.trainable_variables)
 
@@ -215,19 +194,16 @@ def work(index, steps):
     def step(images):
         return strategy.run(update, [images])
 
-    batches = {kind: tf.constant(images) for kind, images in batches.items()}
-    traced = step.get_concrete_function(batches["dear"])
+    def timed(kind):
+        model.set_threshold(THRESHOLDS[kind])
+        strategy.experimental_local_results(step(images))[0].numpy()
+
+    traced = step.get_concrete_function(images)
     cases = list(itertools.product(KINDS, KINDS))  # both in the same order, or they would hang
-    steps_of = {
-        "/".join(case): lambda kind=case[index]: strategy.experimental_local_results(
-            step(batches[kind])
-        )[0].numpy()
-        for case in cases
-    }
+    steps_of = {"/".join(case): functools.partial(timed, case[index]) for case in cases}
     times = in_turns(steps_of, dict.fromkeys(steps_of, steps))
     if index == 0:
         row = {
-            "shares": shares,
             "reduced_bytes": reduced_bytes(traced),
             "weight_bytes": 4 * sum(math.prod(v.shape) for v in model.trainable_variables),
             **measure.fields_of(times, [(name, "dear/dear") for name in steps_of][1:]),
@@ -287,10 +263,14 @@ def main(argv=None):
     parser.add_argument("what", choices=["paper", "local"])
     parser.add_argument("--steps", type=int, default=21, help="timed turns (21)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="of the row, .json")
+    parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the table")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.what == "paper":
-        print("\n".join(paper_table()))
+        lines = paper_table()
+        print("\n".join(lines))
+        if args.document:
+            args.document.write_text(fill_in(args.document.read_text(), {"scale": lines}))
         return
     if args.worker is not None:
         work(args.worker, args.steps)

@@ -1,6 +1,7 @@
 """How long one waits: for a message, an import, the first training step, an export's first answer.
 
-python -m benchmarks.startup [--repeats N] [--output FILE]
+python -m benchmarks.startup [--kinds command ...] [--repeats N] [--output FILE] [--table]
+    [--document FILE]
 
 Each time is of a process of its own. The contestants of a row take turns; medians and quartiles in
 seconds, and of the ratios turn by turn.
@@ -27,6 +28,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import measure
+from benchmarks.accuracy_table import fill_in
 
 TRAIN = [sys.executable, "-m", "train.imagenet"]
 DIGITS = ["--config", "digits_resnet20"]
@@ -161,6 +163,36 @@ def measure_row(job):
     return {**row, "environment": measure.environment()}
 
 
+def table(rows):
+    """The lines of two Markdown tables: seconds that one waits, and ratios to the static twin."""
+    found = {row["settings"]["startup"]: row for row in rows}
+
+    def seconds(kind, name, key="seconds"):
+        return f"{found[kind][key][name]['median']:.2f}" if kind in found else "-"
+
+    lines = ["| | seconds |", "|---|---|"]
+    for title, kind, name in (
+        ("`--help`", "command", "help"),
+        ("message of a wrong `--set` key", "command", "wrong_key"),
+        ("`import tensorflow, keras`", "import", "tensorflow_keras"),
+        ("`import dgnet_keras`", "import", "dgnet_keras"),
+    ):
+        lines.append(f"| {title} | {seconds(kind, name)} |")
+    titles = "seconds | static twin | dynamic | over it | paths | over it"
+    lines += ["", f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
+    for title, kind, key in (
+        ("first training step, from the command on", "first_step", "seconds"),
+        ("an export of `resnet50`: load", "first_answer", "load"),
+        ("load and first answer", "first_answer", "seconds"),
+    ):
+        cells = [title, seconds(kind, "chain", key)]
+        for name in WIRINGS[1:]:
+            ratio = found[kind][f"{key}_ratios"][f"{name}/chain"]["median"] if kind in found else 0
+            cells += [seconds(kind, name, key), f"{ratio:.2f}" if ratio else "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 KINDS = ("command", "import", "first_answer", "first_step")
 
 
@@ -174,12 +206,19 @@ def main(argv=None):
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--repeats", type=int, default=5, help="timed turns (5)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="of rows, .json")
+    parser.add_argument("--table", action="store_true", help="measure nothing, show the rows")
+    parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the table")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1. Received: {args.repeats}")
     output = args.output or measure.ROOT / "benchmarks" / "results" / "startup.json"
-    jobs = [measure.Job({"startup": kind}, {"all": args.repeats}) for kind in args.kinds]
-    measure.fill(jobs, measure.RowFile(output), measure_row)
+    kinds, rows = [] if args.table else args.kinds, measure.RowFile(output)
+    jobs = [measure.Job({"startup": kind}, {"all": args.repeats}) for kind in kinds]
+    measure.fill(jobs, rows, measure_row)
+    lines = table(rows.rows)
+    print("\n".join(lines))
+    if args.document:
+        args.document.write_text(fill_in(args.document.read_text(), {"startup": lines}))
 
 
 if __name__ == "__main__":

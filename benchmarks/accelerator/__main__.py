@@ -33,6 +33,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.accelerator import plan, report, workers
 from benchmarks.accelerator.pytest_rows import DONE
+from benchmarks.accuracy_table import fill_in
 from benchmarks.measure import RowFile, commit
 
 # All processes of the tests share a GPU, and there products must be as exact as on a CPU.
@@ -125,6 +126,9 @@ def main(argv=None):
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--small", action="store_true", help="a little of each part")
     kinds.add_argument("--cpu", action="store_true", help="what a CPU can do")
+    parser.add_argument(
+        "--document", type=pathlib.Path, help="measure nothing, show the rows in this Markdown file"
+    )
     args = parser.parse_args(argv)
     if args.minutes <= 0:
         parser.error(f"--minutes must be more than 0. Received: {args.minutes}")
@@ -133,6 +137,10 @@ def main(argv=None):
         rows = RowFile(args.output)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    if args.document:
+        lines = report.networks_table(report.of_part(rows.rows, "networks"))
+        args.document.write_text(fill_in(args.document.read_text(), {"clock": lines}))
+        return 0
     others = {r["environment"]["commit"] for r in rows.rows if "environment" in r} - {commit()}
     if others:
         sys.exit(

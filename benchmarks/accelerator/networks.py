@@ -39,11 +39,9 @@ def images(settings):
 
 
 def peak_growth(step):
-    """MiB by which memory grows during a step: the accelerator's, or the process's without one."""
+    """MiB of the GPU by which memory grows during a step."""
     import tensorflow as tf
 
-    if not tf.config.list_physical_devices("GPU"):
-        return measure.peak_growth(step, steps=1)
     before = tf.config.experimental.get_memory_info("GPU:0")["current"]
     tf.config.experimental.reset_memory_stats("GPU:0")
     step()
@@ -53,6 +51,7 @@ def peak_growth(step):
 def measure_row(settings):
     """The row of some settings."""
     import numpy as np
+    import tensorflow as tf
 
     import dgnet_keras as dg
     from dgnet_keras.complexity import model_costs
@@ -80,7 +79,8 @@ def measure_row(settings):
         )
         step()
         seconds[name] = measure.rounded(time.perf_counter() - start)
-        memory[name] = measure.rounded(variables + peak_growth(step))
+        if tf.config.list_physical_devices("GPU"):  # a CPU's allocator keeps what it has got
+            memory[name] = measure.rounded(variables + peak_growth(step))
         steps[name] = step
     seconds = SECONDS if has_accelerator() else CPU_SECONDS
     times = in_turns(steps, dict.fromkeys(steps, TURNS), seconds)

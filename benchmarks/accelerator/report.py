@@ -2,6 +2,8 @@
 
 import collections
 
+from benchmarks.skipping_networks import ONE_BY_ONE
+
 
 def of_part(rows, part, failed=False):
     """The rows of a part that were measured, or those that failed."""
@@ -55,22 +57,27 @@ def _ratio(row, key):
     return f"{found['median']:.2f}" if found else "-"
 
 
-def _memory(row, key):
+def _memory(row):
+    """Cells of MiB and ratios; none where it was not measured."""
     memory = row["peak_mib"]
-    return f"{memory[key] / memory['chain']:.2f}" if key in memory and memory["chain"] else "-"
+    if not memory:
+        return []
+    ratios = (memory[k] / memory["chain"] if k in memory else None for k in ("dynamic", "path"))
+    return [f"{memory['chain']:,.0f}", *("-" if r is None else f"{r:.2f}" for r in ratios)]
 
 
-def _networks(rows):
+def networks_table(rows):
+    """The lines of a Markdown table of networks' rows."""
     titles = "network | mode | batch | dtype | XLA | share | static, ms | images/s | dynamic | path"
-    titles += " | memory, MiB | dynamic | path"
+    if any(row["peak_mib"] for row in rows):
+        titles += " | memory, MiB | dynamic | path"
     lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
     for row in rows:
         s, time = row["settings"], row["milliseconds"]["chain"]["median"]
-        images = s["batch"] if s["batch"] > 1 else 8  # one by one
+        images = s["batch"] if s["batch"] > 1 else ONE_BY_ONE
         cells = [f"`{s['model']}`", s["mode"], s["batch"], s["dtype"], "yes" if s["xla"] else "no"]
         cells += [f"{row['measured_share']:.2f}", f"{time:.1f}", f"{1000 * images / time:,.0f}"]
-        cells += [_ratio(row, "dynamic"), _ratio(row, "path"), f"{row['peak_mib']['chain']:,.0f}"]
-        cells += [_memory(row, "dynamic"), _memory(row, "path")]
+        cells += [_ratio(row, "dynamic"), _ratio(row, "path"), *_memory(row)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
@@ -109,7 +116,7 @@ def report(rows, left):
         parts.append(
             ["Medians of turns in one process; dynamic and path are over the static twin."]
         )
-        parts.append(_networks(networks))
+        parts.append(networks_table(networks))
     parts.append(_input(rows))
     for part in parts:
         lines += [*part, ""]

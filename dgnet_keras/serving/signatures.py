@@ -7,11 +7,15 @@ with INVALID_ARGUMENT and say what was received: a server has no Python.
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dgnet_keras.adjacencies import answers_at
+from dgnet_keras.budget import stages_of
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.decoding import JPEG_HEADER, PNG_HEADER, upright
+from dgnet_keras.layers.gate import ThresholdGate, gate_dtype
+from dgnet_keras.layers.path_router import PathGate
 from dgnet_keras.layers.wiring import PATHS
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -42,8 +46,7 @@ class ServingModule(tf.Module):
         self._labels = tf.constant(labels)
         # Traced once for all signatures, each of which is pruned to what it gives when loaded.
         self._inputs = tf.TensorSpec((None, *size), tf.float32, "preprocessed")
-        self._run = graph_function(self._everything(model), [self._inputs])
-        self._run_at = self._dial(model)
+        self._run, self._run_at = self._functions(model)
         shape = (None, None, None, size[-1])
         self.preprocess = graph_function(self._prepare, [tf.TensorSpec(shape, tf.uint8, "images")])
         self.preprocess_float = graph_function(
@@ -54,6 +57,23 @@ class ServingModule(tf.Module):
                 self._decode, [tf.TensorSpec((None,), tf.string, "image_bytes")]
             )
         self.weights = [variable.value for variable in model.variables]
+
+    def _functions(self, model):
+        """Functions of preprocessed images, and of them and thresholds; None without edges.
+
+        They give what signatures answer with, by name. Where all gates have one threshold the
+        first is the second at it, so that the export has the network once.
+        """
+        at = self._dial(model)
+        own = None if at is None else common_threshold(model)
+        if own is None:
+            run = graph_function(self._everything(model), [self._inputs])
+        else:
+
+            def run(images):
+                return at(images, tf.fill([tf.shape(images)[0]], own))
+
+        return run, at and self._checked(at, model)
 
     def _everything(self, model):
         """The function of preprocessed images to what signatures answer with, by name."""
@@ -79,23 +99,28 @@ class ServingModule(tf.Module):
         return macs
 
     def _dial(self, model):
-        """The function of images and thresholds to logits, adjacency and macs; None without edges.
-
-        Thresholds are checked in it.
-        """
+        """As `_everything`, of images and a threshold for each; None without edges."""
         if not model.adjacency_outputs:
             return None
-        options = model.backbone.graph_options
-        limit = None if options.wiring in PATHS else options.resolved_edge_scale
-        macs = self._macs(model)
+        macs, head = self._macs(model), keras.Model(model.backbone.output, model.output)
 
         def run(images, threshold):
-            found = answers_at(model, images, threshold[:, None])
-            return {"logits": found[0], "adjacency": found[1], "macs": macs(found[1], images)}
+            features, adjacency = answers_at(model.backbone, images, threshold[:, None])
+            found = {
+                "features": features,
+                "logits": head(features, training=False),
+                "adjacency": adjacency,
+            }
+            return {**found, "macs": macs(adjacency, images)}
 
         thresholds = tf.TensorSpec((None,), tf.float32, "threshold")
-        run = graph_function(run, [self._inputs, thresholds])
-        return lambda images, threshold: run(
+        return graph_function(run, [self._inputs, thresholds])
+
+    def _checked(self, at, model):
+        """`at` for thresholds of a request."""
+        options = model.backbone.graph_options
+        limit = None if options.wiring in PATHS else options.resolved_edge_scale
+        return lambda images, threshold: at(
             images, check_threshold_input(threshold, tf.shape(images)[0], limit)
         )
 
@@ -181,6 +206,20 @@ class ServingModule(tf.Module):
             "classes": tf.argmax(logits, axis=-1),
             "top_labels": tf.gather(self._labels, top),
         }
+
+
+def common_threshold(model: keras.Model) -> float | None:
+    """The float32 threshold of all gates of a model; any where there are no gates.
+
+    None where they have several, learn theirs, compare in float64, or are not this package's.
+    """
+    gates = [gate for stage in stages_of(model) for gate in stage.gates()]
+    for gate in gates:
+        is_fixed = type(gate) is ThresholdGate and not gate.learn_threshold
+        if not (is_fixed or type(gate) is PathGate) or gate_dtype(gate.compute_dtype) != "float32":
+            return None
+    thresholds = {float(np.float32(gate.current_threshold())) for gate in gates} or {0.0}
+    return thresholds.pop() if len(thresholds) == 1 else None
 
 
 def probabilities(logits: tf.Tensor) -> tf.Tensor:

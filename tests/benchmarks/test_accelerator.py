@@ -108,6 +108,12 @@ def test_the_plan_has_every_family_and_tests_that_are_there():
         assert (ROOT / file).exists(), file
 
 
+def test_the_document_has_the_rows_of_a_cpu():
+    rows = RowFile(ROOT / "benchmarks" / "results" / "clock_onednn_avx512.json").rows
+    document = (ROOT / "docs" / "performance.md").read_text()
+    assert "\n".join(report.networks_table(rows)) in document
+
+
 @pytest.mark.slow
 def test_small_runs_every_part_on_a_cpu_and_then_has_nothing_left(tmp_path):
     path = tmp_path / "rows.json"
@@ -122,7 +128,7 @@ def test_small_runs_every_part_on_a_cpu_and_then_has_nothing_left(tmp_path):
     for r in report.of_part(rows, "networks"):
         assert r["turns"] > 0
         assert ("dynamic" in r["milliseconds"]) == (r["settings"]["share"] == 1)
-        assert set(r["milliseconds"]) == set(r["peak_mib"]) >= {"chain", "path"}
+        assert set(r["milliseconds"]) >= {"chain", "path"}
         assert abs(r["measured_share"] - r["settings"]["share"]) < 0.15
     assert re.search(r"pipeline gives \d+ images/s", done.stdout)
     start, before = time.monotonic(), path.read_text()

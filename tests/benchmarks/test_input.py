@@ -1,8 +1,13 @@
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
 from benchmarks import input as pipelines
 from train.classification.model import preprocessing_of
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +40,9 @@ def test_every_pipeline_has_a_rate_and_ours_a_ratio_to_each(folder):
         "decoding",
     }
     assert len(row["ratios"]) == 3
+
+
+def test_the_document_has_the_rows():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "input.json").read_text())
+    document = (ROOT / "docs" / "training.md").read_text()
+    assert "\n".join(pipelines.table(rows)) in document

@@ -1,4 +1,5 @@
 import math
+import pathlib
 
 import pytest
 
@@ -26,3 +27,8 @@ def test_the_slowest_is_the_largest_of_so_many_normal_means(replicas, largest):
     mean = scale.TIMES[1.0] - per_share * (1 - scale.SHARE)
     expected = largest * per_share * scale.SHARE_STD / math.sqrt(batch) / mean
     assert scale.simulate(replicas, batch) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_document_has_the_table():
+    document = pathlib.Path(__file__).parents[2] / "docs" / "performance.md"
+    assert "\n".join(scale.paper_table()) in document.read_text()

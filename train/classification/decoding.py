@@ -1,4 +1,4 @@
-"""From an element of a stream to pixels: decoded and cropped; what is broken has weight 0."""
+"""From an element of a stream to pixels: fetched, decoded and cropped."""
 
 import os
 
@@ -9,12 +9,13 @@ from train.classification import augmentation
 from train.classification.examples import Records
 
 
-def make_reader(split, preprocessing, recipe=None):
-    """A function from an element of a stream (and a seed, in training) to an example.
+def make_decoder(preprocessing, recipe=None):
+    """A function of what `make_fetcher`'s gives, and in training of a seed, to an image.
+
+    It fails where the file is gone or is no image.
 
     Returns:
-        Function that gives a dict: `image` (float32, 0 to 255, of the model's size), `label`,
-        `weight` (0 if it cannot be decoded) and, for images in files, `name`. With a recipe that
+        Function that gives float32 pixels of 0 to 255, of the model's size. With a recipe that
         crops at random, that part of the image is taken.
     """
     channels = len(preprocessing.mean)
@@ -45,38 +46,18 @@ def make_reader(split, preprocessing, recipe=None):
             return any_image()
         return tf.cond(tf.io.is_jpeg(encoded), cropped_jpeg, any_image)
 
-    def from_file(path, seed):
-        return from_encoded(tf.io.read_file(path), seed)
-
-    fetch = _fetcher(split)
-
-    def read(element, seed=(0, 0)):
-        raw = fetch(element)
+    def decode(raw, seed=(0, 0)):
         if "pixels" in raw:
-            image, weight = from_pixels(raw["pixels"], seed), tf.ones(())
-        elif "encoded" in raw:
-            image, weight = _try(raw["encoded"], seed, from_encoded, shape)
+            image = from_pixels(raw["pixels"], seed)
         else:
-            image, weight = _try(raw["name"], seed, from_file, shape)
-        parts = {"image": tf.ensure_shape(image, shape), "label": raw["label"], "weight": weight}
-        return {**parts, "name": raw["name"]} if "name" in raw else parts
+            encoded = raw["encoded"] if "encoded" in raw else tf.io.read_file(raw["name"])
+            image = from_encoded(encoded, seed)
+        return tf.ensure_shape(image, shape)
 
-    return read
-
-
-def _try(source, seed, decode, shape):
-    """The image of `decode(source, seed)` and weight 1; zeros and weight 0 where that fails.
-
-    A data set of one element is the only place where TensorFlow lets a graph go on after an
-    operation failed.
-    """
-    one = tf.data.Dataset.from_tensors((source, tf.convert_to_tensor(seed)))
-    decoded = one.map(lambda source, seed: (decode(source, seed), 1.0)).ignore_errors()
-    substitute = tf.data.Dataset.from_tensors((tf.zeros(shape), 0.0))
-    return decoded.concatenate(substitute).take(1).get_single_element()
+    return decode
 
 
-def _fetcher(split):
+def make_fetcher(split):
     """A function from an element of a stream to what there is of an example before decoding.
 
     Returns:

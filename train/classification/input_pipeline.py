@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from train.classification import augmentation
-from train.classification.decoding import make_reader
+from train.classification.decoding import make_decoder, make_fetcher
 from train.classification.examples import Records, numbered_records
 
 PARALLEL_FILES = 16
@@ -64,22 +64,23 @@ def train_batches(
     """
     make_stream = _shuffled_records if isinstance(split, Records) else _shuffled_indices
     stream = make_stream(split, recipe, start_step, context or tf.distribute.InputContext())
-    read = make_reader(split, preprocessing, recipe)
+    fetch, decode = make_fetcher(split), make_decoder(preprocessing, recipe)
     rand_augment = augmentation.rand_augment(recipe, start_step)
     mix = augmentation.mix(recipe, num_classes)
 
-    def example(element):
+    def raw(element):
         seed = [recipe.seed, element["epoch"]]
         seed = tf.random.experimental.stateless_fold_in(seed, element["position"])
-        parts = read(element, seed)
-        image = rand_augment(augmentation.augment(parts["image"], recipe, seed))
-        if recipe.random_erasing:
-            image = augmentation.erase(image, recipe.random_erasing, seed)
-        # An image fits the processor's cache, a batch of them does not.
-        parts["image"] = preprocessing.normalize(image)
-        return {**parts, **({"seed": seed} if mix else {})}
+        return {**fetch(element), "seed": seed}
 
-    return _batches(stream, example, recipe.batch_size, context, skipped, mix)
+    def image(raw):
+        pixels = decode(raw, raw["seed"])
+        pixels = rand_augment(augmentation.augment(pixels, recipe, raw["seed"]))
+        if recipe.random_erasing:
+            pixels = augmentation.erase(pixels, recipe.random_erasing, raw["seed"])
+        return preprocessing.normalize(pixels)
+
+    return _batches(stream, raw, image, recipe.batch_size, context, skipped, mix)
 
 
 def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
@@ -100,14 +101,15 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
     """
     make_stream = _ordered_records if isinstance(split, Records) else _ordered_indices
     stream = make_stream(split, batch_size, context or tf.distribute.InputContext())
-    read = make_reader(split, preprocessing)
+    fetch, decode = make_fetcher(split), make_decoder(preprocessing)
 
-    def example(element):
-        parts = read(element)
-        image = preprocessing.normalize(parts["image"])
-        return {**parts, "image": image, "counted": element["weight"]}
+    def raw(element):
+        return {**fetch(element), "counted": element["weight"]}
 
-    return _batches(stream, example, batch_size, context, skipped)
+    def image(raw):
+        return preprocessing.normalize(decode(raw))
+
+    return _batches(stream, raw, image, batch_size, context, skipped)
 
 
 def steps_per_epoch(split, recipe):
@@ -231,25 +233,83 @@ def _ordered_records(records, batch_size, context):
     return serialized.concatenate(filling).enumerate().map(element)
 
 
-def _batches(stream, example, batch_size, context, skipped, mix=None):
+def _batches(stream, raw, image, batch_size, context, skipped, mix=None):
+    """Batches of `image(raw(element))`, with what else `raw` gives and a weight."""
     if context is not None:
         batch_size //= context.num_replicas_in_sync
     options = tf.data.Options()
     options.deterministic = True
-
     skipped = SkippedImages() if skipped is None else skipped
 
     def finish(batch):
-        batch = _substitute(_report(batch, skipped))
-        if "counted" in batch:
-            batch["weight"] *= batch.pop("counted")
-        return mix(batch) if mix else batch
+        batch = _report(batch, skipped)
+        counted = batch.pop("counted", None)
+        if counted is not None:
+            batch["weight"] *= counted
+        seed = batch.pop("seed", None)
+        return mix({**batch, "seed": seed}) if mix else batch
 
-    examples = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE)
-    batches = examples.batch(batch_size, drop_remainder=True).map(
-        finish, num_parallel_calls=2 if mix else None
-    )
+    stream = stream.map(raw, num_parallel_calls=tf.data.AUTOTUNE)
+    if "pixels" in stream.element_spec:
+        examples = stream.map(
+            lambda e: _without_sources({**e, "image": image(e), "weight": tf.ones(())}),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        batches = examples.batch(batch_size, drop_remainder=True)
+    else:
+        batches = _tried(stream.batch(batch_size, drop_remainder=True), image, batch_size)
+    batches = batches.map(finish, num_parallel_calls=2 if mix else None)
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _without_sources(example):
+    return {key: value for key, value in example.items() if key not in ("pixels", "encoded")}
+
+
+def _tried(raws, image, batch_size):
+    """Batches of images, with weight 0 where `image` fails: the first that did not is in its place.
+
+    A data set of its own is the only place where TensorFlow lets a graph go on after an operation
+    failed. One for each batch, and not for each image, costs next to nothing.
+
+    Args:
+        raws: data set of batches of what `image` takes, dicts.
+        image: function of one of these to an image.
+        batch_size: of `raws`.
+
+    Returns:
+        Data set of the batches without what was decoded, with `image` and `weight`.
+    """
+
+    def numbered(place, raw):
+        return place, image(raw)
+
+    def decoded(batch):
+        ones = tf.data.Dataset.from_tensor_slices(batch).enumerate()
+        ones = ones.map(numbered, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        places, images = ones.element_spec
+        none = (tf.zeros([0], places.dtype), tf.zeros([0, *images.shape], images.dtype))
+        found = ones.batch(batch_size).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
+        return found.map(lambda places, images: placed(batch, places, images))
+
+    def placed(batch, places, images):
+        weight = tf.scatter_nd(places[:, None], tf.ones_like(places, tf.float32), [batch_size])
+        first = tf.concat([places, [0]], axis=0)[0]
+        source = tf.where(weight > 0, tf.range(batch_size, dtype=places.dtype), first)
+
+        def filled():
+            some = tf.concat([images, tf.zeros([1, *images.shape[1:]], images.dtype)], axis=0)
+            rows = tf.scatter_nd(places[:, None], tf.range(tf.size(places)), [batch_size])
+            return tf.gather(some, tf.gather(rows, source))
+
+        is_whole = tf.size(places) == batch_size
+        images = tf.ensure_shape(
+            tf.cond(is_whole, lambda: images, filled), [batch_size, *images.shape[1:]]
+        )
+        label = tf.gather(batch["label"], source)
+        return _without_sources({**batch, "image": images, "label": label, "weight": weight})
+
+    return raws.interleave(decoded, cycle_length=2, num_parallel_calls=2, deterministic=True)
 
 
 def _report(batch, skipped):
@@ -268,18 +328,3 @@ def _report(batch, skipped):
     total = tf.cond(tf.size(names) > 0, report, lambda: tf.zeros((), tf.int64))
     with tf.control_dependencies([total]):
         return {**batch, "weight": tf.identity(batch["weight"])}
-
-
-def _substitute(batch):
-    """The batch, an image that could not be decoded replaced by the first that could.
-
-    Its weight in the loss stays 0; batch normalisation sees a real image in its place.
-    """
-    weight = batch["weight"]
-    first = tf.fill(tf.shape(weight), tf.argmax(weight, output_type=tf.int32))
-    source = tf.where(weight > 0, tf.range(tf.size(weight)), first)
-    columns = [batch["image"], batch["label"]]
-    image, label = tf.cond(
-        tf.reduce_all(weight > 0), lambda: columns, lambda: [tf.gather(x, source) for x in columns]
-    )
-    return {**batch, "image": image, "label": label}
