@@ -15,9 +15,9 @@ python -m benchmarks.scale local [--steps N] [--output FILE]
   bytes are few, so each goes through a tree: 2 log2(R) latencies.
 
 `local` checks that the slowest decides. Two processes, each on a core of its own, train a network
-with paths under `MultiWorkerMirroredStrategy`. In each, images take every block (`dear`), or none
-that can be passed by (`cheap`); the four cases take turns. It also reads from the traced step how
-many bytes are reduced, which on paper are those of the trainable weights.
+with paths under `MultiWorkerMirroredStrategy`, and have more images (`dear`) or fewer (`cheap`) to
+compute; the four cases take turns. It also reads from the traced step how many bytes are reduced,
+which on paper are those of the trainable weights.
 """
 
 import argparse
@@ -40,9 +40,8 @@ from benchmarks import measure, skipping_networks
 from benchmarks.accuracy_table import fill_in
 from train.turns import in_turns
 
-KINDS = ("dear", "cheap")
-THRESHOLDS = {"dear": -math.inf, "cheap": math.inf}
-MODEL, SIZE, BATCH = "resnet20_cifar", 32, 128
+IMAGES = {"dear": 128, "cheap": 64}
+MODEL, SIZE = "resnet20_cifar", 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +171,7 @@ def work(index, steps):
     from dgnet_keras.budget import Pressure, apply_pressure
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
-    images = skipping_networks.random_images(BATCH, SIZE, index)
+    batches = {k: skipping_networks.random_images(n, SIZE, index) for k, n in IMAGES.items()}
     with strategy.scope():
         model = skipping_networks.create({"model": MODEL, "size": SIZE}, "path")
         apply_pressure(model, Pressure(1.0, 0.0, 0.0))
@@ -180,7 +179,7 @@ def work(index, steps):
         optimizer.build(model.trainable_variables)
 
     def update(images):
-        labels = tf.range(BATCH) % 10
+        labels = tf.range(tf.shape(images)[0]) % 10
         with tf.GradientTape() as tape:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
                 labels, model(images, training=True)
@@ -190,16 +189,15 @@ def work(index, steps):
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         return loss
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def step(images):
         return strategy.run(update, [images])
 
     def timed(kind):
-        model.set_threshold(THRESHOLDS[kind])
-        strategy.experimental_local_results(step(images))[0].numpy()
+        strategy.experimental_local_results(step(batches[kind]))[0].numpy()
 
-    traced = step.get_concrete_function(images)
-    cases = list(itertools.product(KINDS, KINDS))  # both in the same order, or they would hang
+    traced = step.get_concrete_function(batches["dear"])
+    cases = list(itertools.product(IMAGES, IMAGES))  # both in the same order, or they would hang
     steps_of = {"/".join(case): functools.partial(timed, case[index]) for case in cases}
     times = in_turns(steps_of, dict.fromkeys(steps_of, steps))
     if index == 0:
@@ -275,7 +273,7 @@ def main(argv=None):
     if args.worker is not None:
         work(args.worker, args.steps)
         return
-    settings = {"model": MODEL, "size": SIZE, "batch": BATCH, "processes": 2}
+    settings = {"model": MODEL, "size": SIZE, "images": IMAGES, "processes": 2}
     output = args.output or measure.ROOT / "benchmarks" / "results" / "scale.json"
     job = measure.Job(settings, {"all": args.steps})
     measure.fill(
