@@ -210,7 +210,7 @@ def measure_peers(data_dir, turns=TURNS, images=TURN_IMAGES):
 
 
 def images_per_second(recipe, data_dir, images, rounds=3):
-    """Median over rounds of the training pipeline alone, after a first batch."""
+    """Median over rounds of the training pipeline alone."""
     iterator = iter(training_batches(recipe, data_dir))
     batches = images // recipe.batch_size
     rates = [_rate(iterator, batches, recipe.batch_size) for _ in range(rounds)]

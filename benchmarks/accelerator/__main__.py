@@ -41,7 +41,29 @@ ENVIRONMENT = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 EXACT = {**ENVIRONMENT, "NVIDIA_TF32_OVERRIDE": "0"}
 TEST_PROCESSES = 6
 PYTEST = {"part": "tests", "test": "pytest"}
-CODES_OF_PYTEST = (0, 1, 5)  # passed, failed, nothing left to run
+FAILED, CODES_OF_PYTEST = 1, (0, 5)  # some failed; all passed, nothing left to run
+
+
+class Rows(RowFile):
+    """Rows of one commit, which each of them names.
+
+    Raises:
+        ValueError: if those that are there are of another.
+    """
+
+    def __init__(self, path):
+        super().__init__(path)
+        self._commit = commit()
+        others = {str(row.get("commit")) for row in self.rows} - {str(self._commit)}
+        if others:
+            raise ValueError(
+                f"{path} was measured at commit {', '.join(sorted(others))}, and this is "
+                f"{self._commit}: name another file"
+            )
+
+    def add(self, row):
+        """Adds a row, or replaces that of the same settings."""
+        super().add({**row, "commit": self._commit})
 
 
 def missing(settings, rows):
@@ -87,11 +109,7 @@ def measure(command, settings, rows, log, until):
 def run_tests(files, rows, log, until):
     """A row for each test of some files that has not passed before; whether all have ended."""
     ended = rows.find(PYTEST)
-    if (
-        ended
-        and ended.get("files") == files
-        and not report.failures(report.of_part(rows.rows, "tests", True))
-    ):
+    if ended and ended.get("files") == files and not report.of_part(rows.rows, "tests", True):
         return True
     passed = [
         row["settings"]["test"]
@@ -104,11 +122,13 @@ def run_tests(files, rows, log, until):
         done.flush()
         command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.accelerator.pytest_rows"]
         command += ["-p", "no:cacheprovider", "-n", str(processes), "--dist", "loadgroup"]
-        code, _ = run([*command, *files], rows, log, until, {**EXACT, DONE: done.name})
+        code, sent = run([*command, *files], rows, log, until, {**EXACT, DONE: done.name})
     if code is None:
         return False
     row = {"settings": PYTEST, "repeats": {}, "files": files}
-    if code not in CODES_OF_PYTEST:
+    # Python itself ends with the code of failed tests where there is no pytest.
+    is_told = code in CODES_OF_PYTEST or (code == FAILED and sent)
+    if not is_told or not (passed or sent):
         row["error"] = f"it ended with exit code {code}: {last_line(log)}"
     rows.add(row)
     return True
@@ -134,19 +154,13 @@ def main(argv=None):
         parser.error(f"--minutes must be more than 0. Received: {args.minutes}")
     end = time.monotonic() + 60 * args.minutes
     try:
-        rows = RowFile(args.output)
+        rows = (RowFile if args.document else Rows)(args.output)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if args.document:
         lines = report.networks_table(report.of_part(rows.rows, "networks"))
         args.document.write_text(fill_in(args.document.read_text(), {"clock": lines}))
         return 0
-    others = {r["environment"]["commit"] for r in rows.rows if "environment" in r} - {commit()}
-    if others:
-        sys.exit(
-            f"error: {args.output} was measured at commit {', '.join(map(str, others))}, and this "
-            f"is {commit()}: name another file"
-        )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     log = args.output.with_suffix(".log")
     left = []

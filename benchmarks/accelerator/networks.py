@@ -82,8 +82,8 @@ def measure_row(settings):
         if tf.config.list_physical_devices("GPU"):  # a CPU's allocator keeps what it has got
             memory[name] = measure.rounded(variables + peak_growth(step))
         steps[name] = step
-    seconds = SECONDS if has_accelerator() else CPU_SECONDS
-    times = in_turns(steps, dict.fromkeys(steps, TURNS), seconds)
+    limit = SECONDS if has_accelerator() else CPU_SECONDS
+    times = in_turns(steps, dict.fromkeys(steps, TURNS), limit)
     return {
         "repeats": {},
         "measured_share": measure.rounded(share),

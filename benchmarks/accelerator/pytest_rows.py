@@ -22,7 +22,8 @@ def pytest_runtest_logreport(report):
         crash = getattr(report.longrepr, "reprcrash", None)
         row = {"outcome": report.outcome}
         if report.outcome == "failed":
-            row["error"] = (crash.message if crash else str(report.longrepr)).splitlines()[0]
+            message = crash.message if crash else str(report.longrepr)
+            row["error"] = message.strip().partition("\n")[0] or "failed"
         settings = {"part": "tests", "test": report.nodeid}
         send({"settings": settings, "repeats": {}, **row})
 

@@ -41,7 +41,7 @@ def measure(tmp_path):
     """A function of models' names that measures them with `FAKE`; the rows by model."""
 
     def run(*models, seconds=30):
-        rows = RowFile(tmp_path / "rows.json")
+        rows = command.Rows(tmp_path / "rows.json")
         fake = [sys.executable, "-c", FAKE]
         settings = [row(model) for model in models]
         command.measure(fake, settings, rows, tmp_path / "log", time.monotonic() + seconds)
@@ -75,6 +75,16 @@ def test_what_is_there_is_not_measured_again_and_what_failed_is(measure, tmp_pat
     ]
 
 
+@pytest.mark.parametrize("missing", ["pytest", "xdist"])
+def test_tests_that_could_not_run_have_failed(missing, tmp_path, monkeypatch):
+    (tmp_path / f"{missing}.py").write_text("raise ImportError('not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rows = command.Rows(tmp_path / "rows.json")
+    assert command.run_tests(["f.py"], rows, tmp_path / "log", time.monotonic() + 60)
+    (failure,) = report.failures(rows.rows)
+    assert failure.startswith("pytest: it ended with exit code")
+
+
 def test_the_report_names_what_failed_and_what_is_left():
     rows = [
         {"settings": row("x", xla=True), "repeats": {}, "error": "Boom"},
@@ -90,7 +100,7 @@ def test_the_report_names_what_failed_and_what_is_left():
 
 def test_rows_of_another_commit_are_not_mixed_in(tmp_path):
     path = tmp_path / "rows.json"
-    old = {"settings": row("a"), "repeats": {}, "environment": {"commit": "0123"}}
+    old = {"settings": {"part": "tests", "test": "f.py::g"}, "repeats": {}, "commit": "0123"}
     path.write_text(json.dumps([old]))
     with pytest.raises(SystemExit, match=r"was measured at commit 0123.*name another file"):
         command.main(["--output", str(path)])
@@ -127,6 +137,7 @@ def test_small_runs_every_part_on_a_cpu_and_then_has_nothing_left(tmp_path):
     assert len(passed) > 20
     for r in report.of_part(rows, "networks"):
         assert r["turns"] > 0
+        assert set(r["first_step_seconds"]) == set(r["milliseconds"])
         assert ("dynamic" in r["milliseconds"]) == (r["settings"]["share"] == 1)
         assert set(r["milliseconds"]) >= {"chain", "path"}
         assert abs(r["measured_share"] - r["settings"]["share"]) < 0.15
