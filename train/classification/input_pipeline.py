@@ -73,14 +73,14 @@ def train_batches(
         seed = tf.random.experimental.stateless_fold_in(seed, element["position"])
         return {**fetch(element), "seed": seed}
 
-    def image(raw):
-        pixels = decode(raw, raw["seed"])
+    def augmented(pixels, raw):
         pixels = rand_augment(augmentation.augment(pixels, recipe, raw["seed"]))
         if recipe.random_erasing:
             pixels = augmentation.erase(pixels, recipe.random_erasing, raw["seed"])
         return preprocessing.normalize(pixels)
 
-    return _batches(stream, raw, image, recipe.batch_size, context, skipped, mix)
+    steps = raw, lambda raw: decode(raw, raw["seed"]), augmented
+    return _batches(stream, *steps, recipe.batch_size, context, skipped, mix)
 
 
 def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None):
@@ -106,10 +106,10 @@ def test_batches(split, preprocessing, batch_size, *, context=None, skipped=None
     def raw(element):
         return {**fetch(element), "counted": element["weight"]}
 
-    def image(raw):
-        return preprocessing.normalize(decode(raw))
+    def normalized(pixels, raw):
+        return preprocessing.normalize(pixels)
 
-    return _batches(stream, raw, image, batch_size, context, skipped)
+    return _batches(stream, raw, decode, normalized, batch_size, context, skipped)
 
 
 def steps_per_epoch(split, recipe):
@@ -233,8 +233,11 @@ def _ordered_records(records, batch_size, context):
     return serialized.concatenate(filling).enumerate().map(element)
 
 
-def _batches(stream, raw, image, batch_size, context, skipped, mix=None):
-    """Batches of `image(raw(element))`, with what else `raw` gives and a weight."""
+def _batches(stream, raw, decode, image, batch_size, context, skipped, mix=None):
+    """Batches of `image(decode(r), r)` of each `r = raw(element)`, with its label and a weight.
+
+    Of these steps `decode` alone may fail.
+    """
     if context is not None:
         batch_size //= context.num_replicas_in_sync
     options = tf.data.Options()
@@ -252,12 +255,12 @@ def _batches(stream, raw, image, batch_size, context, skipped, mix=None):
     stream = stream.map(raw, num_parallel_calls=tf.data.AUTOTUNE)
     if "pixels" in stream.element_spec:
         examples = stream.map(
-            lambda e: _without_sources({**e, "image": image(e), "weight": tf.ones(())}),
+            lambda r: _without_sources({**r, "image": image(decode(r), r), "weight": tf.ones(())}),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         batches = examples.batch(batch_size, drop_remainder=True)
     else:
-        batches = _tried(stream.batch(batch_size, drop_remainder=True), image, batch_size)
+        batches = _tried(stream.batch(batch_size, drop_remainder=True), decode, image, batch_size)
     batches = batches.map(finish, num_parallel_calls=2 if mix else None)
     return batches.with_options(options).prefetch(tf.data.AUTOTUNE)
 
@@ -266,27 +269,32 @@ def _without_sources(example):
     return {key: value for key, value in example.items() if key not in ("pixels", "encoded")}
 
 
-def _tried(raws, image, batch_size):
-    """Batches of images, with weight 0 where `image` fails: the first that did not is in its place.
+def _tried(raws, decode, image, batch_size):
+    """Batches of images, with weight 0 where `decode` fails: the first that did not is there, too.
 
     A data set of its own is the only place where TensorFlow lets a graph go on after an operation
     failed. One for each batch, and not for each image, costs next to nothing.
 
     Args:
-        raws: data set of batches of what `image` takes, dicts.
-        image: function of one of these to an image.
+        raws: data set of batches of what `decode` takes, dicts.
+        decode: function of one of these to pixels.
+        image: function of pixels and of what they were decoded from to an image.
         batch_size: of `raws`.
 
     Returns:
         Data set of the batches without what was decoded, with `image` and `weight`.
     """
 
-    def numbered(place, raw):
-        return place, image(raw)
+    def decoded(place, raw):
+        return place, decode(raw), _without_sources(raw)
 
-    def decoded(batch):
+    def finished(place, pixels, raw):
+        return place, image(pixels, raw)
+
+    def batch_of_images(batch):
         ones = tf.data.Dataset.from_tensor_slices(batch).enumerate()
-        ones = ones.map(numbered, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        ones = ones.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        ones = ones.map(finished, num_parallel_calls=tf.data.AUTOTUNE)
         places, images = ones.element_spec
         none = (tf.zeros([0], places.dtype), tf.zeros([0, *images.shape], images.dtype))
         found = ones.batch(batch_size).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
@@ -309,7 +317,9 @@ def _tried(raws, image, batch_size):
         label = tf.gather(batch["label"], source)
         return _without_sources({**batch, "image": images, "label": label, "weight": weight})
 
-    return raws.interleave(decoded, cycle_length=2, num_parallel_calls=2, deterministic=True)
+    return raws.interleave(
+        batch_of_images, cycle_length=2, num_parallel_calls=2, deterministic=True
+    )
 
 
 def _report(batch, skipped):

@@ -9,6 +9,7 @@ from image_files import (
     FOLDER,
     PREPROCESSING,
     RECORDS,
+    encode,
     examples,
     jpeg,
     shown_png,
@@ -19,6 +20,7 @@ from image_files import (
 )
 from PIL import Image
 
+import dgnet_keras as dg
 from train.classification import datasets, input_pipeline, report
 from train.classification.examples import Split
 
@@ -124,6 +126,24 @@ def test_a_broken_image_is_named_skipped_and_counted(image_folder, broken, capfd
     assert seen["weight"].tolist() == [1, 0, 1, 1, 1, 1]
     assert skipped.names == {str(path)}
     assert capfd.readouterr().err.count(f"Skipped: {path} cannot be decoded") == 1
+
+
+@pytest.mark.parametrize("broken", [(0, 3), (1,), (0, 1, 2, 3, 4)])
+def test_every_other_image_of_a_batch_keeps_its_place(broken):
+    flat = np.arange(5)[:, None, None, None] * np.full((32, 32, 3), 40, "uint8")
+    encoded = [encode(image, "PNG") for image in flat.astype("uint8")]
+    for place in broken:
+        encoded[place] = encoded[place][:40]
+    split = Split(
+        np.arange(5), paths=np.array([f"{k}.png" for k in range(5)]), encoded=np.array(encoded)
+    )
+    plain = dg.Preprocessing((32, 32), 1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    (batch,) = input_pipeline.test_batches(split, plain, 5)
+    first = next((k for k in range(5) if k not in broken), 0)
+    expected = np.array([first if k in broken else k for k in range(5)])
+    np.testing.assert_array_equal(batch["weight"], [k not in broken for k in range(5)])
+    np.testing.assert_array_equal(batch["label"], expected)
+    np.testing.assert_allclose(batch["image"][:, 5, 5, 0], expected * 40 / 255, atol=1e-6)
 
 
 def test_one_truncated_jpeg_in_a_hundred_costs_that_one_alone(tmp_path):
