@@ -146,6 +146,23 @@ def test_every_other_image_of_a_batch_keeps_its_place(broken):
     np.testing.assert_allclose(batch["image"][:, 5, 5, 0], expected * 40 / 255, atol=1e-6)
 
 
+def test_only_what_cannot_be_decoded_is_passed_over(monkeypatch):
+    """A fault in augmentation ends the run, in place of leaving all images out."""
+    split = Split(
+        np.zeros(8, int), paths=np.array(["a"] * 8), encoded=np.array([jpeg(1)] * 8, dtype=object)
+    )
+    recipe = dataclasses.replace(RECORDS, dataset="folder")
+
+    def faulty(image, recipe, seed):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(image) < 0, ["at fault"])]):
+            return tf.identity(image)
+
+    monkeypatch.setattr(input_pipeline.augmentation, "augment", faulty)
+    batches = input_pipeline.train_batches(split, PREPROCESSING, recipe)
+    with pytest.raises(tf.errors.OpError, match="at fault"):
+        next(iter(batches))
+
+
 def test_one_truncated_jpeg_in_a_hundred_costs_that_one_alone(tmp_path):
     """Every other image is trained on and evaluated, and the broken ones are named."""
     for part in ("train", "test"):
