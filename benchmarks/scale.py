@@ -3,7 +3,7 @@
 python -m benchmarks.scale paper
 python -m benchmarks.scale local [--steps N] [--output FILE]
 
-`paper` prints a table for 8 and 64 replicas. Its assumptions are `Machine` and `Network`, and:
+`paper` prints a table for 8 and 64 replicas. Its assumptions are those of `Machine`, and:
 
 - Replicas are synchronous. A step is the slowest replica's computing, then the all-reduce of the
   gradients in a ring: 2 (R - 1) / R of their bytes through each link, and 2 (R - 1) latencies. None
@@ -64,25 +64,53 @@ MACHINES = {8: Machine("one host, NVLink", 200e9, 5e-6), 64: Machine("8 hosts", 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A step of one replica.
+    """What replicas reduce.
 
     Attributes:
-        parameters: trainable ones, which are reduced in float32.
+        parameters: trainable ones, in float32.
         norms: layers of batch normalisation.
-        seconds: of the static twin's step on one replica; assumed.
-        batch: images of a replica.
     """
 
     parameters: int
     norms: int
-    seconds: float
-    batch: int
 
 
-# Of a network with paths, whose training skips: time over the static twin's, by `benchmarks.paths`,
-# at shares of 1 and 0.5; and the shares of CIFAR-10's test images, by `benchmarks.pareto`.
-TIMES = {1.0: 1.08, 0.5: 0.71}
-SHARE, SHARE_STD = 0.551, 0.046
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """What was measured of a network with paths, whose training skips.
+
+    Attributes:
+        fixed: time of a step over the static twin's where nothing is computed, extended to there.
+        per_share: what a share of 1 of the multiply-adds adds.
+        share: mean share of an image.
+        share_std: standard deviation of it.
+    """
+
+    fixed: float
+    per_share: float
+    share: float
+    share_std: float
+
+
+def measured_paths():
+    """`Paths` of `resnet56_cifar`, from the rows of `benchmarks.paths` and `benchmarks.pareto`."""
+    results = measure.ROOT / "benchmarks" / "results"
+    rows = json.loads((results / "paths_onednn_avx512.json").read_text())
+    wanted = {"model": "resnet56_cifar", "mode": "train"}
+    times = {
+        row["measured_share"]: row["ratios"]["path/chain"]["median"]
+        for row in rows
+        if wanted.items() <= row["settings"].items()
+    }
+    few, many = min(times), max(times)
+    per_share = (times[many] - times[few]) / (many - few)
+    finished = json.loads((results / "pareto_images.jsonl").read_text().splitlines()[0])
+    return Paths(
+        fixed=times[many] - per_share * many,
+        per_share=per_share,
+        share=finished["share_of_macs"],
+        share_std=finished["share_std"],
+    )
 
 
 def reduce_seconds(size, replicas, machine):
@@ -96,10 +124,11 @@ def norm_seconds(norms, replicas, machine):
     return 2 * norms * 2 * math.log2(replicas) * machine.latency
 
 
-def simulate(replicas, batch, steps=2000, seed=0):
+def simulate(paths, replicas, batch, steps=2000, seed=0):
     """Time of the slowest replica over the mean replica's, minus 1: mean over some steps.
 
     Args:
+        paths: `Paths`.
         replicas: that wait for each other.
         batch: images of each.
         steps: to draw.
@@ -108,13 +137,12 @@ def simulate(replicas, batch, steps=2000, seed=0):
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    images = rng.normal(SHARE, SHARE_STD, (steps, replicas, batch)).clip(0, 1)
-    per_share = (TIMES[1.0] - TIMES[0.5]) / 0.5
-    times = TIMES[1.0] - per_share + per_share * images.mean(axis=2)
+    images = rng.normal(paths.share, paths.share_std, (steps, replicas, batch)).clip(0, 1)
+    times = paths.fixed + paths.per_share * images.mean(axis=2)
     return float((times.max(axis=1) / times.mean(axis=1)).mean() - 1)
 
 
-def resnet50(batch, seconds):
+def resnet50():
     """`Network` of `resnet50` with paths, counted."""
     import keras
 
@@ -125,8 +153,6 @@ def resnet50(batch, seconds):
     return Network(
         parameters=sum(math.prod(v.shape) for v in model.trainable_variables),
         norms=sum(isinstance(layer, kind) for layer in model._flatten_layers()),
-        seconds=seconds,
-        batch=batch,
     )
 
 
@@ -135,14 +161,14 @@ def paper_table():
     titles = "replicas | machine | images a replica | step alone, ms | reduced, MB | all-reduce, ms"
     titles += " | synchronised normalisation, ms | slowest over mean"
     lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
-    for batch, seconds in ((32, 0.016), (256, 0.100)):  # about 2,000 and 2,600 images/s
-        network = resnet50(batch, seconds)
+    network, paths = resnet50(), measured_paths()
+    for batch, seconds in ((32, 0.016), (256, 0.100)):  # assumed: 2,000 and 2,600 images/s
         for replicas, machine in MACHINES.items():
             size = 4 * network.parameters
             cells = [replicas, machine.name, batch, f"{1000 * seconds:.0f}", f"{size / 1e6:.0f}"]
             cells.append(f"{1000 * reduce_seconds(size, replicas, machine):.1f}")
             cells.append(f"{1000 * norm_seconds(network.norms, replicas, machine):.1f}")
-            cells.append(f"+ {100 * simulate(replicas, batch):.1f} %")
+            cells.append(f"+ {100 * simulate(paths, replicas, batch):.1f} %")
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 

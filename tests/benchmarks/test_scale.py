@@ -22,11 +22,16 @@ def test_synchronised_normalisation_costs_latencies():
     ("replicas", "largest"), [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (8, 1.4236)]
 )
 def test_the_slowest_is_the_largest_of_so_many_normal_means(replicas, largest):
-    batch = 16
-    per_share = (scale.TIMES[1.0] - scale.TIMES[0.5]) / 0.5
-    mean = scale.TIMES[1.0] - per_share * (1 - scale.SHARE)
-    expected = largest * per_share * scale.SHARE_STD / math.sqrt(batch) / mean
-    assert scale.simulate(replicas, batch) == pytest.approx(expected, rel=0.05)
+    paths = scale.Paths(fixed=0.3, per_share=0.8, share=0.5, share_std=0.04)
+    expected = largest * 0.8 * 0.04 / math.sqrt(16) / (0.3 + 0.8 * 0.5)
+    assert scale.simulate(paths, replicas, batch=16) == pytest.approx(expected, rel=0.05)
+
+
+def test_what_was_measured_of_paths_is_read_from_the_rows():
+    paths = scale.measured_paths()
+    assert paths.fixed + paths.per_share == pytest.approx(1.078, abs=1e-3)
+    assert 0 < paths.fixed < 0.6
+    assert 0 < paths.share_std < paths.share < 0.6
 
 
 def test_the_document_has_the_table():
