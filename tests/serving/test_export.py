@@ -3,14 +3,18 @@ import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create
+from catalog import create, randomize
 from serving_helpers import encode
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 import dgnet_keras as dg
+from dgnet_keras.layers import register_gate
+from dgnet_keras.layers.gates import gates
 from dgnet_keras.serving.cards import model_card
 from dgnet_keras.serving.export import atomic_directory
 
@@ -157,6 +161,58 @@ def test_the_card_has_the_threshold_in_force(row, threshold, said):
     model = create(row, input_shape=(16, 16, 3))
     model.set_threshold(threshold)
     assert model_card(model, model.preprocessing, {})["model"]["threshold"] == said
+
+
+def test_an_export_holds_its_network_once(tmp_path):
+    """However many signatures run it, at the model's threshold and at a request's."""
+    model = create("resnet_cifar_chain", input_shape=(16, 16, 3))
+    exported = dg.export_saved_model(model, tmp_path)
+    saved = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    functions = saved.meta_graphs[0].graph_def.library.function
+    convolutions = [sum(n.op == "Conv2D" for n in function.node_def) for function in functions]
+    layers = sum(isinstance(x, keras.layers.Conv2D) for x in model._flatten_layers())
+    assert sum(convolutions) == max(convolutions) == layers
+
+
+def several_thresholds():
+    model = create("resnet_cifar_path", input_shape=(16, 16, 3))
+    first, second = model.backbone.stages
+    first.gates()[0].set_threshold(np.inf)
+    second.gates()[0].set_threshold(-np.inf)
+    return model
+
+
+def learned_thresholds():
+    model = randomize(create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3)))
+    first = next(v for v in model.trainable_variables if v.name == "threshold_logit")
+    first.assign(3.0)
+    return model
+
+
+def gate_of_its_own():
+    class HalfOpen(keras.layers.Layer):
+        """Closes what is under 0.7 unless it is told another threshold."""
+
+        def call(self, weights, logits=None, keep=None, threshold=None, training=None):
+            is_open = weights > (0.7 if threshold is None else threshold)
+            return tf.where(is_open if keep is None else is_open | keep, weights, 0.0)
+
+    if "half_open_of_tests" not in gates():
+        register_gate("half_open_of_tests", lambda options, **kwargs: HalfOpen(**kwargs))
+    options = {"gate": "half_open_of_tests", "max_nodes": None}
+    return randomize(create("resnet_cifar_split", input_shape=(16, 16, 3), **options))
+
+
+@pytest.mark.parametrize("make", [several_thresholds, learned_thresholds, gate_of_its_own])
+def test_gates_with_thresholds_of_their_own_keep_them(make, tmp_path, rng):
+    model, raw = make(), rng.integers(0, 256, (4, 16, 16, 3), "uint8")
+    expected = dg.adjacency(model, model.preprocessing(raw))
+    served = tf.saved_model.load(str(dg.export_saved_model(model, tmp_path))).signatures
+    found = served["connectivity"](tf.constant(raw))
+    for name, matrix in expected.items():
+        np.testing.assert_allclose(found[name], matrix, atol=1e-5)
+    others = served["connectivity_at"](images=tf.constant(raw), threshold=tf.constant(0.0))
+    assert any(not np.allclose(others[name], matrix) for name, matrix in expected.items())
 
 
 def test_learned_thresholds_are_in_the_card():
