@@ -183,9 +183,11 @@ def several_thresholds():
 
 
 def learned_thresholds():
-    model = randomize(create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3)))
-    first = next(v for v in model.trainable_variables if v.name == "threshold_logit")
-    first.assign(3.0)
+    model = create("resnet_cifar_learned_threshold", input_shape=(16, 16, 3))
+    randomize(model, scale=0.5)
+    learned = [v for v in model.trainable_variables if v.name == "threshold_logit"]
+    for variable, value in zip(learned, np.linspace(-4, 4, len(learned)), strict=True):
+        variable.assign(value)
     return model
 
 
@@ -200,7 +202,7 @@ def gate_of_its_own():
     if "half_open_of_tests" not in gates():
         register_gate("half_open_of_tests", lambda options, **kwargs: HalfOpen(**kwargs))
     options = {"gate": "half_open_of_tests", "max_nodes": None}
-    return randomize(create("resnet_cifar_split", input_shape=(16, 16, 3), **options))
+    return randomize(create("resnet_cifar_split", input_shape=(16, 16, 3), **options), scale=0.5)
 
 
 @pytest.mark.parametrize("make", [several_thresholds, learned_thresholds, gate_of_its_own])
@@ -211,8 +213,9 @@ def test_gates_with_thresholds_of_their_own_keep_them(make, tmp_path, rng):
     found = served["connectivity"](tf.constant(raw))
     for name, matrix in expected.items():
         np.testing.assert_allclose(found[name], matrix, atol=1e-5)
-    others = served["connectivity_at"](images=tf.constant(raw), threshold=tf.constant(0.0))
-    assert any(not np.allclose(others[name], matrix) for name, matrix in expected.items())
+    for one in (0.0, 0.3):
+        others = served["connectivity_at"](images=tf.constant(raw), threshold=tf.constant(one))
+        assert any(not np.allclose(others[name], matrix) for name, matrix in expected.items())
 
 
 def test_learned_thresholds_are_in_the_card():

@@ -306,9 +306,10 @@ def _tried(raws, decode, image, batch_size):
         source = tf.where(weight > 0, tf.range(batch_size, dtype=places.dtype), first)
 
         def filled():
+            # Row 0 is the first, or zeros where there is none.
             some = tf.concat([images, tf.zeros([1, *images.shape[1:]], images.dtype)], axis=0)
             rows = tf.scatter_nd(places[:, None], tf.range(tf.size(places)), [batch_size])
-            return tf.gather(some, tf.gather(rows, source))
+            return tf.gather(some, rows)
 
         is_whole = tf.size(places) == batch_size
         images = tf.ensure_shape(
