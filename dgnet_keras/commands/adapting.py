@@ -27,7 +27,11 @@ def add_parsers(commands):
         "--macs", type=float, default=0.6, help="share of its multiply-adds to compute (0.6)"
     )
     adapt.add_argument("--model", help="the network's variant, where its file does not say")
-    adapt.add_argument("--epochs", type=int, default=10, help="of the paths (10)")
+    adapt.add_argument(
+        "--epochs",
+        type=int,
+        help="of the paths; by default 10, or as many as make 1,500 updates where images are few",
+    )
     adapt.add_argument(
         "--fit-epochs",
         type=int,

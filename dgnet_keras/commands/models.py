@@ -55,6 +55,14 @@ def read_lines(path):
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
 
+def check_labels(labels, count, source):
+    """Raises `ValueError` unless there is a name for each of `count` classes."""
+    if len(labels) != count:
+        raise ValueError(
+            f"{source} must name the model's {count} classes. Received: {len(labels)} names"
+        )
+
+
 def _read_record(file):
     if not file.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Paths that a command is given, and that are not there."""
+"""Paths that a command is given."""
 
 import itertools
 import pathlib
@@ -22,3 +22,15 @@ def existing(path):
     hint = closest(missing, (missing.with_name(p.name) for p in inside))
     reason = "" if missing == path else f": there is no {missing}"
     raise FileNotFoundError(f"{path} does not exist{reason}.{hint}")
+
+
+def output_folder(path):
+    """The path of `--output`, a folder that may not be there yet, as a `pathlib.Path`.
+
+    Raises:
+        ValueError: if a file is there.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`--output` must be a folder. Received: the file {path}")
+    return path

@@ -2,11 +2,11 @@
 
 import json
 import os
-import pathlib
 
 from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model, run_record
 from dgnet_keras.commands.page import page
+from dgnet_keras.commands.paths import output_folder
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.paths import readable
 from dgnet_keras.user_warnings import warn
@@ -42,9 +42,7 @@ def plot_command(args):
     from dgnet_keras.adjacencies import check_network
     from dgnet_keras.complexity import model_costs
 
-    output = pathlib.Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"`--output` must be a folder. Received: the file {output}")
+    output = output_folder(args.output)
     paths, labels, class_names = labelled_files(args.images, args.limit)
     model = load_model(args.model)
     check_network(model, "adjacency_outputs")

@@ -47,7 +47,7 @@ def test_labels_of_a_file_take_the_place_of_the_models(saved, image_folder, tmp_
         ("Katze", "Hund", "Emu")[int(p["label"])] for p in answers[0]
     ]
     file.write_text("Katze\nHund\n")
-    with pytest.raises(SystemExit, match=r"must name the model's 3 classes. Received: 2 lines"):
+    with pytest.raises(SystemExit, match=r"must name the model's 3 classes. Received: 2 names"):
         main(["predict", str(saved), picture, "--labels", str(file)])
 
 
@@ -143,7 +143,7 @@ def test_images_that_cannot_be_classified_cost_no_other_its_answer(served, tmp_p
 def test_exports_that_are_damaged_are_named(served, image_folder, tmp_path):
     labels = served / "1" / "assets" / "labels.txt"
     labels.write_text("cat\ndog\n")
-    with pytest.raises(SystemExit, match=r"each of 3 classes, got \['cat', 'dog'\]"):
+    with pytest.raises(SystemExit, match=r"labels.txt must name the model's 3 classes"):
         main(["predict", str(served), str(image_folder)])
     (served / "1" / "saved_model.pb").write_bytes(b"broken")
     with pytest.raises(SystemExit, match="cannot be read as a SavedModel"):
@@ -160,3 +160,9 @@ def test_mistakes_are_named(saved, image_folder, tmp_path):
     ):
         with pytest.raises(SystemExit, match=message):
             main(["predict", *arguments])
+
+
+@pytest.mark.parametrize("flag", [["--min-score", "0.5"], ["--output", "pictures"]])
+def test_what_is_for_detectors_is_refused_with_a_classifier(saved, image_folder, flag):
+    with pytest.raises(SystemExit, match=rf"`{flag[0]}` is for detectors. Received: .*classifier"):
+        main(["predict", str(saved), str(image_folder), *flag])

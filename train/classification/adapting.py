@@ -28,6 +28,7 @@ from train.workdir import atomic_file, write_json
 RECIPE = RECIPES["cifar10_resnet56_path"]
 SMALL = 64  # pixels: images up to this are shifted, larger ones cropped
 FEWEST_STEPS, SMALLEST_BATCH = 50, 16  # of an epoch; in images
+FEWEST_EPOCHS, FEWEST_UPDATES = 10, 1500  # of the paths; see docs/paths.md for what fewer gave
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
@@ -42,7 +43,7 @@ def adapt(
     *,
     macs=0.6,
     model=None,
-    epochs=10,
+    epochs=None,
     fit_epochs=None,
     overrides=(),
     strategy="one_device",
@@ -60,7 +61,8 @@ def adapt(
             and for `adapt.json`.
         macs: share of the static network's multiply-adds to compute, in (0, 1].
         model: the network's variant, where it does not say so itself.
-        epochs: of the paths.
+        epochs: of the paths; None means 10, or more where the images are so few that these would
+            be under 1,500 updates.
         fit_epochs: of the static network; None means none, or `epochs` where classes differ.
         overrides: `key=value` strings, changes to the recipe.
         strategy: see `train.strategies.make_strategy`.
@@ -156,7 +158,6 @@ def _prepared(found, data_dir, macs, epochs, overrides):
         "model": found.model,
         "model_overrides": found.model_overrides,
         "input_shape": shape,
-        "epochs": epochs,
         "macs_target": macs,
         "random_shift": 0 if large else max(1, min(shape[:2]) // 8),
         "random_resized_crop": 0.35 if large else 0.0,
@@ -165,14 +166,35 @@ def _prepared(found, data_dir, macs, epochs, overrides):
     base = dataclasses.replace(RECIPE, **changes)
     recipe = get_recipe("adapt", overrides, {"adapt": base})
     data = load_data(recipe, data_dir)
-    if any(item.startswith("batch_size=") for item in overrides):
-        return data, recipe
-    batch_size = recipe.batch_size
-    while batch_size > SMALLEST_BATCH and len(data.train) < FEWEST_STEPS * batch_size:
-        batch_size //= 2
-    rate = base.learning_rate * batch_size / base.batch_size
-    base = dataclasses.replace(base, batch_size=batch_size, learning_rate=rate)
+    chosen = any(item.startswith("batch_size=") for item in overrides)
+    changes = schedule(base, len(data.train), epochs, recipe.batch_size if chosen else None)
+    base = dataclasses.replace(base, **changes)
     return data, get_recipe("adapt", overrides, {"adapt": base})
+
+
+def schedule(recipe, images, epochs=None, batch_size=None):
+    """Keys of a recipe that decide on its updates: smaller, and more of them, where images are few.
+
+    Args:
+        recipe: that is right for many images.
+        images: to train on.
+        epochs: number of them, or None.
+        batch_size: one that was chosen, for the recipe's rate, or None.
+
+    Returns:
+        Dict.
+    """
+    changes = {"batch_size": batch_size or recipe.batch_size, "learning_rate": recipe.learning_rate}
+    if batch_size is None:
+        while (size := changes["batch_size"]) > SMALLEST_BATCH and images < FEWEST_STEPS * size:
+            changes["batch_size"] //= 2
+        changes["learning_rate"] *= changes["batch_size"] / recipe.batch_size
+    if epochs is None:
+        steps = max(1, images // changes["batch_size"])
+        epochs = max(FEWEST_EPOCHS, math.ceil(FEWEST_UPDATES / steps))
+    if changes["batch_size"] < recipe.batch_size:
+        changes["warmup_epochs"] = epochs / 10  # at the full rate the first updates ruin a network
+    return {**changes, "epochs": epochs}
 
 
 def _usual_shape(model):

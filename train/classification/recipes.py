@@ -56,7 +56,8 @@ class Recipe(BudgetedRecipe):
         momentum: Nesterov momentum of SGD.
         weight_decay: of kernels, routers' included; not of normalisation, biases, edge logits or
             thresholds. L2 in the gradient for SGD, decoupled for AdamW.
-        clip_norm: global norm that gradients are clipped to; None does not clip.
+        clip_norm: global norm that gradients are clipped to; None does not clip. Those that
+            `router_clip_norm` clips do not count.
         ema_momentum: of the moving average of weights that is evaluated and saved; 0 is off.
         accumulation_steps: parts that a replica takes its share of the batch in, one by one.
         synchronized_norm: whether batch normalisation takes its statistics over all replicas.

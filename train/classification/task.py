@@ -152,13 +152,7 @@ class Trainer(orbit.StandardTrainer):
         if self.reduce_first:
             context = tf.distribute.get_replica_context()
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            if self.recipe.clip_norm is not None:
-                limit = self.recipe.clip_norm * scale
-                gradients, _ = tf.clip_by_global_norm(gradients, limit)
-            if self.recipe.router_clip_norm is not None:
-                gradients = self._with_clipped_routers(
-                    gradients, self.recipe.router_clip_norm * scale
-                )
+            gradients = self._clipped(gradients, scale)
             gradients = [g / replicas for g in gradients]
         if self.decay:
             gradients = [
@@ -167,13 +161,19 @@ class Trainer(orbit.StandardTrainer):
             ]
         self.optimizer.apply(gradients, self.trained)
 
-    def _with_clipped_routers(self, gradients, limit):
-        """The gradients, those of the wiring clipped to a global norm of their own."""
-        which = [k for k, v in enumerate(self.trained) if is_wiring_weight(v.path)]
-        if not which:
-            return gradients
-        clipped, _ = tf.clip_by_global_norm([gradients[k] for k in which], limit)
-        return [clipped[which.index(k)] if k in which else g for k, g in enumerate(gradients)]
+    def _clipped(self, gradients, scale):
+        """The gradients, within the recipe's norms: the wiring's own, where it has one."""
+        clip_norm, own = self.recipe.clip_norm, self.recipe.router_clip_norm
+        wiring = [own is not None and is_wiring_weight(v.path) for v in self.trained]
+        for limit, of_wiring in ((clip_norm, False), (own, True)):
+            which = [k for k, is_wiring in enumerate(wiring) if is_wiring == of_wiring]
+            if limit is not None and which:
+                some = [gradients[k] for k in which]
+                clipped, _ = tf.clip_by_global_norm(some, limit * scale)
+                gradients = [
+                    clipped[which.index(k)] if k in which else g for k, g in enumerate(gradients)
+                ]
+        return gradients
 
     def train_loop_end(self):
         """Means over the loop's examples.

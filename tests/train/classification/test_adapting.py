@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
-from train.classification.adapting import verdict
+from train.classification.adapting import RECIPE, schedule, verdict
 from train.classification.recipes import get_recipe
 from train.classification.run import train
 
@@ -109,6 +109,24 @@ def test_the_verdict_says_what_was_lost_and_what_to_do(static, paths, images, sa
     sentence = verdict(rows, images)
     assert re.search(said, sentence)
     assert ("try" in sentence) == (static - paths > 0.1)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch_size", "expected"),
+    [
+        (50_000, None, None, {"batch_size": 128, "learning_rate": 0.03, "epochs": 10}),
+        (50_000, 3, None, {"batch_size": 128, "learning_rate": 0.03, "epochs": 3}),
+        (300, None, None, (16, 0.03 / 8, 84)),
+        (300, 20, None, (16, 0.03 / 8, 20)),
+        (5, None, None, (16, 0.03 / 8, 1500)),
+        (300, None, 50, (50, 0.03, 250)),
+    ],
+)
+def test_few_images_get_small_batches_and_enough_updates(images, epochs, batch_size, expected):
+    if isinstance(expected, tuple):
+        expected = dict(zip(("batch_size", "learning_rate", "epochs"), expected, strict=True))
+        expected["warmup_epochs"] = expected["epochs"] / 10
+    assert schedule(RECIPE, images, epochs, batch_size) == pytest.approx(expected)
 
 
 def test_the_same_command_again_says_the_same(static, digits, adapted):

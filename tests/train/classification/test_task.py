@@ -126,6 +126,24 @@ def test_gradients_are_clipped_to_the_global_norm(data):
         np.testing.assert_allclose(loose[path], whole[path], rtol=1e-4, atol=1e-7)
 
 
+def test_routers_and_blocks_are_clipped_to_lengthsof_their_own(data):
+    """A router's gradient, which a budget makes large, does not keep the blocks from learning."""
+    recipe = dataclasses.replace(RECIPE, wiring="dynamic", router_lr_multiplier=1.0)
+    whole = change(recipe, data)
+    wiring = {p for p in whole if is_wiring_weight(p)}
+    blocks = {p for p in whole if p not in wiring and "moving" not in p}
+    lengths = [
+        float(np.sqrt(sum(np.square(whole[p]).sum() for p in some)) / 0.1)
+        for some in (wiring, blocks)
+    ]
+    limits = {"router_clip_norm": lengths[0] / 4, "clip_norm": lengths[1] / 2}
+    clipped = change(dataclasses.replace(recipe, **limits), data)
+    assert min(lengths) > 0
+    for path in wiring | blocks:
+        expected = whole[path] / (4 if path in wiring else 2)
+        np.testing.assert_allclose(clipped[path], expected, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_kernels_alone_are_decayed(data, optimizer):
     """Decay moves kernels by -rate * decay * value, and nothing else."""

@@ -1,5 +1,8 @@
 """What is served is what was trained, and pictures of it."""
 
+import csv
+import io
+import json
 import types
 
 import numpy as np
@@ -9,6 +12,7 @@ from image_files import shown_png, turned_jpeg
 from PIL import Image
 
 from benchmarks.serving import c_api
+from dgnet_keras.__main__ import main
 from train.detection import decoding, export
 
 
@@ -52,6 +56,47 @@ def test_the_export_finds_what_the_checkpoint_finds(
             np.testing.assert_allclose(
                 answer[f"detection_{name}"][0, :count], found[key], rtol=1e-4, atol=1e-3
             )
+
+
+@pytest.mark.slow
+def test_predict_says_and_draws_what_the_export_finds(
+    finished, restore_once, scenes, tmp_path, capsys
+):
+    """Every form has the boxes that the run itself finds, and each image has a picture."""
+    recipe, workdir, _ = finished
+    (tmp_path / "more").mkdir()
+    files = [tmp_path / "0.png", tmp_path / "1.webp", tmp_path / "more" / "0.png"]
+    for k, file in enumerate(files):
+        Image.open(scenes / "val" / f"000{k}.png").convert("RGB").save(file, lossless=True)
+    images = [decoding.read_image(scenes / "val" / f"000{k}.png") for k in range(len(files))]
+    expected = list(export.predict(restore_once(f"coco_tiny_{recipe.detector}"), images))
+    least = float(np.median([score for found in expected for score in found["scores"]]))
+    given = [*map(str, files), "--min-score", str(least)]
+    main(["predict", str(workdir), *given, "--json", "--output", str(tmp_path / "drawn")])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = (workdir / "export" / "1" / "assets" / "labels.txt").read_text().splitlines()
+    for answer, file, found in zip(answers, files, expected, strict=True):
+        kept = found["scores"] >= least
+        assert answer["image"] == str(file)
+        assert len(answer["detections"]) == kept.sum()
+        by_score = np.argsort(-found["scores"][kept], kind="stable")
+        for said, k in zip(answer["detections"], np.flatnonzero(kept)[by_score], strict=True):
+            assert said["label"] == names[found["labels"][k] - 1]
+            assert said["score"] == pytest.approx(found["scores"][k], rel=1e-4)
+            np.testing.assert_allclose(said["box"], found["boxes"][k], rtol=1e-4, atol=1e-3)
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert drawn == ["0-2.png", "0.png", "1.png"]
+    main(["predict", str(workdir / "export" / "1"), *given, "--csv", "--top", "1"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    best = [(a["image"], a["detections"][0]) for a in answers if a["detections"]]
+    assert [row["image"] for row in rows] == [name for name, _ in best]
+    assert [[float(row[k]) for k in ("ymin", "xmin", "ymax", "xmax")] for row in rows] == [
+        found["box"] for _, found in best
+    ]
+    main(["predict", str(workdir), str(files[0]), "--min-score", "1"])
+    assert capsys.readouterr().out.splitlines()[1].split() == [str(files[0]), "-"]
+    with pytest.raises(SystemExit, match=r"`--min-score` must be in \[0, 1\]. Received: 2.0"):
+        main(["predict", str(workdir), str(files[0]), "--min-score", "2"])
 
 
 def test_the_export_sees_pictures_upright(rng):
