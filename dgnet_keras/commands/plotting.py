@@ -5,7 +5,7 @@ import os
 
 from dgnet_keras.commands.images import labelled_files, read_images
 from dgnet_keras.commands.models import load_model, run_record
-from dgnet_keras.commands.page import page
+from dgnet_keras.commands.page import CAPTIONS, page
 from dgnet_keras.commands.paths import output_folder
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.paths import readable
@@ -63,6 +63,8 @@ def plot_command(args):
     figures = macs_figures(adjacency, pictures, shares, labels, class_names) | figures
     figures |= dial_figure(run_record(args.model)[1])
     output.mkdir(parents=True, exist_ok=True)
+    for name in CAPTIONS.keys() - figures.keys():  # of another model that was drawn here before
+        (output / f"{name}.png").unlink(missing_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=130)
         print(output / f"{name}.png")

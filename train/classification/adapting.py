@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dgnet_keras as dg
+from dgnet_keras.visualize import plot_dial
 from dgnet_keras.weights import HEAD
 from train.classification import input_pipeline
 from train.classification.datasets import load_data
@@ -58,7 +59,7 @@ def adapt(
         source: the trained network, see `sources.find_source`.
         data_dir: folder of images, see `datasets.load_data`.
         workdir: folder for the runs, `paths` and, where the static network is fitted, `static`;
-            and for `adapt.json`.
+            and for `adapt.json` and `adapt.png`.
         macs: share of the static network's multiply-adds to compute, in (0, 1].
         model: the network's variant, where it does not say so itself.
         epochs: of the paths; None means 10, or more where the images are so few that these would
@@ -108,6 +109,7 @@ def adapt(
     rows["cascade"] |= {"again": again}
     rows["paths"] |= {"threshold": results["calibration"]["threshold"], "dial": dial}
     write_json(workdir / "adapt.json", rows)
+    picture(rows).savefig(workdir / "adapt.png", dpi=130)
     console.print(table(rows, len(data.test)))
     console.print(
         f"{verdict(rows, len(data.test))}\nSavedModel of the paths: {folder / 'export'}\n"
@@ -302,9 +304,11 @@ def verdict(rows, images):
 
 def table(rows, images):
     """A table of what `adapt` returns."""
-    shown = Table(title=f"{images} held-out images; times on this machine, in turns")
+    shown = Table(
+        title=f"{images} held-out images; times on this machine, in turns",
+        caption="cascade: paths, and static where these are in doubt; at: other thresholds",
+    )
     static, paths = rows["static"], rows["paths"]
-    titles = {"cascade": "paths, then static where in doubt"}
     sizes = list(static["milliseconds"])
     shown.add_column("network")
     for column in ("accuracy", "share of MACs", *(f"ms, batch {size}" for size in sizes)):
@@ -316,9 +320,26 @@ def table(rows, images):
             figures[name][k] += f" (x {ratio:.2f})"
     for name, row in rows.items():
         accuracy, share = f"{row['test_accuracy']:.4f}", f"{row['share_of_macs']:.3f}"
-        shown.add_row(titles.get(name, name), accuracy, share, *figures[name])
+        shown.add_row(name, accuracy, share, *figures[name])
     for point in paths["dial"]:
         if point["threshold"] != paths["threshold"]:
-            name = f"paths at threshold {point['threshold']:.2f}"
+            name = f"paths at {point['threshold']:.2f}"
             shown.add_row(name, f"{point['accuracy']:.4f}", f"{point['share_of_macs']:.3f}")
     return shown
+
+
+def picture(rows):
+    """A picture of what `adapt` returns, a `Figure`: accuracy against multiply-adds."""
+    static, paths, cascade = (rows[name] for name in ("static", "paths", "cascade"))
+    figure = plot_dial(
+        [point["share_of_macs"] for point in paths["dial"]],
+        [point["accuracy"] for point in paths["dial"]],
+        chosen=(paths["share_of_macs"], paths["test_accuracy"]),
+        static_accuracy=static["test_accuracy"],
+    )
+    (axis,) = figure.axes
+    x, y = [cascade["share_of_macs"]], [100 * cascade["test_accuracy"]]
+    axis.plot(x, y, "s", ms=8, color="C2", label="cascade")
+    axis.set_ylim(auto=True)
+    axis.legend(fontsize=8)
+    return figure

@@ -75,6 +75,7 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
     found = json.loads((folder / "paths" / "results.json").read_text())
     assert rows["paths"]["test_accuracy"] == found["test_accuracy"]
     assert rows["paths"]["share_of_macs"] == found["share_of_macs"]
+    assert (folder / "adapt.png").stat().st_size > 0
     dial = rows["paths"]["dial"]
     assert {p["accuracy"] for p in dial if p["threshold"] == rows["paths"]["threshold"]} == {
         rows["paths"]["test_accuracy"]

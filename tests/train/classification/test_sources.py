@@ -168,3 +168,5 @@ def test_a_hub_name_is_a_source_and_weights_to_start_from(tmp_path, monkeypatch)
         assert len(load_initial_weights(model, path)) == len(model.weights)
     x = images(2, size=32)
     np.testing.assert_allclose(model(x), there(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Unknown variant 'resnet19'. Did you mean .*resnet18"):
+        find_source("timm/resnet19.a1_in1k")
