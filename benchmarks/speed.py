@@ -1,18 +1,20 @@
 """Speed and memory of networks against their static twins and peers, a table a command.
 
 python -m benchmarks.speed models [--models resnet50 ...] [--batch-size N] [--no-peers] [...]
-python -m benchmarks.speed nodes | sizes | batches | aggregation [--repeats N] [--output DIR] [...]
+python -m benchmarks.speed memory | nodes | sizes | batches | aggregation [--output DIR] [...]
 
 `models`: whole networks (224 x 224, batch 8; resnet20_cifar 32 x 32, batch 128): training step,
-inference (also at batch 1 and 32), compile time, peak memory. `nodes`: a stage of 2 to 36
-bottleneck blocks (14 x 14 x 256, batch 16), also with `max_nodes=6`. `sizes` (96 to 288 pixels,
-batch 4) and `batches` (1 to 32, 160 pixels): resnet50. `aggregation`: the sum by edge weight and
-its gradient in several implementations, and the memory's bandwidth.
+inference (also at batch 1 and 32), compile time, peak memory. `memory`: the last two alone, also of
+paths. `nodes`: a stage of 2 to 36 bottleneck blocks (14 x 14 x 256, batch 16), also with
+`max_nodes=6`. `sizes` (96 to 288 pixels, batch 4) and `batches` (1 to 32, 160 pixels): resnet50.
+`aggregation`: the sum by edge weight and its gradient in several implementations, and the memory's
+bandwidth.
 
-Networks: `dynamic` (`dynamic_max6`: with `max_nodes=6`), `chain` (the static twin), and the peers
-`keras_applications` and `keras_groups` (the static twin with Keras's own grouped convolution, which
-goes through XLA; it takes seconds a step). float32, `tf.function` without XLA; a training step is
-forward pass, softmax cross-entropy, gradient, and SGD with momentum.
+Networks: `dynamic` (`dynamic_max6`: with `max_nodes=6`), `path` (every node on), `chain` (the
+static twin), and the peers `keras_applications` and `keras_groups` (the static twin with Keras's
+own grouped convolution, which goes through XLA; it takes seconds a step). float32, `tf.function`
+without XLA; a training step is forward pass, softmax cross-entropy, gradient, and SGD with
+momentum.
 
 Times: the contestants take turns in one process, one step each, in rotating order; medians and
 quartiles, and of the ratios turn by turn. Compile time (tracing and the first step) and peak memory
@@ -36,7 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import measure, speed_aggregation, speed_networks
 
-TABLES = ("models", "nodes", "sizes", "batches", "aggregation")
+TABLES = ("models", "memory", "nodes", "sizes", "batches", "aggregation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ def plan(table, options):
     """
     planned = {
         "models": _plan_models,
+        "memory": _plan_memory,
         "nodes": _plan_nodes,
         "sizes": _plan_sizes,
         "batches": _plan_batches,
@@ -117,6 +120,17 @@ def _plan_models(options):
                 jobs.append(
                     _time_job(contestants, options, **common, mode="inference", batch=other)
                 )
+    return jobs
+
+
+def _plan_memory(options):
+    jobs = []
+    for name in options.models:
+        network = MODELS[name]
+        common = {"table": "memory", "model": name, "size": network.size}
+        common["batch"] = 4 if options.quick else network.batch
+        contestants = ["dynamic", "path", "chain"]
+        jobs += [_cost_job(contestants, options, **common, mode=mode) for mode in MODES]
     return jobs
 
 
@@ -249,6 +263,8 @@ def _check(parser, args):
             parser.error(f"{option} must be at least 1. Received: {value}")
     own = ("models", "batch_size", "no_peers", "peer_repeats")
     given = ["--" + name.replace("_", "-") for name in own if getattr(args, name)]
+    if args.table == "memory":
+        given = [option for option in given if option != "--models"]
     if args.table != "models" and given:
         parser.error(f"{', '.join(given)}: for the table models alone. Received: {args.table}")
 

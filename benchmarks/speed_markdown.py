@@ -3,7 +3,7 @@
 python -m benchmarks.speed_markdown benchmarks/results/speed_models.json [--overview]
 
 Prints Markdown rows of the tables `models` (networks against their static twins, then static twins
-against their peers), `nodes`, `sizes` and `batches`; with `--overview` its first table.
+against their peers), `memory`, `nodes`, `sizes` and `batches`; with `--overview` its first table.
 """
 
 import argparse
@@ -21,6 +21,10 @@ def lines(rows):
         names = dict.fromkeys(row["settings"]["model"] for row in rows)
         found = [_against_twin(name, rows) for name in names]
         return found + [line for name in names for line in _against_peers(name, rows)]
+    if table == "memory":
+        return [
+            _of_memory(name, rows) for name in dict.fromkeys(r["settings"]["model"] for r in rows)
+        ]
     if table == "nodes":
         return [_of_nodes(n, rows) for n in dict.fromkeys(r["settings"]["nodes"] for r in rows)]
     return []
@@ -118,6 +122,14 @@ def _against_peers(name, rows):
             known = cost is not None and pair in cost["peak_ratios"]
             cells.append(_inverse(cost["peak_ratios"][pair]) if known else "-")
         yield f"| {' | '.join(cells)} |"
+
+
+def _of_memory(name, rows):
+    costs = [_find(rows, model=name, mode=mode) for mode in ("train", "inference")]
+    cells = [f"`{name}`", str(costs[0]["settings"]["batch"])]
+    for pair in ("dynamic/chain", "path/chain"):
+        cells += [*(_cost(row, pair) for row in costs), _cost(costs[0], pair, "compile_ratios")]
+    return f"| {' | '.join(cells)} |"
 
 
 def _of_nodes(nodes, rows):

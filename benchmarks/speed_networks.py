@@ -3,6 +3,7 @@
 A contestant's name says which network it is:
 
 - `dynamic`, `chain`: the network and its static twin;
+- `path`: the network with paths, every node on;
 - `dynamic_max6`: `dynamic` with `max_nodes=6`;
 - `keras_applications`: the network of `keras.applications`, random weights;
 - `keras_groups`: the static twin with Keras's own grouped convolution, which goes through XLA.
@@ -44,8 +45,11 @@ def build(settings, contestant):
         return networks[settings["model"]](
             weights=None, input_shape=(size, size, 3), classifier_activation=None
         )
-    wiring = "dynamic" if contestant == "dynamic" else "chain"
-    return dg.create(settings["model"], input_shape=(size, size, 3), wiring=wiring)
+    wiring = contestant if contestant in ("dynamic", "path") else "chain"
+    model = dg.create(settings["model"], input_shape=(size, size, 3), wiring=wiring)
+    if wiring == "path":
+        model.set_threshold(-math.inf)
+    return model
 
 
 def _build_stage(num_nodes, size, contestant):

@@ -5,6 +5,7 @@ import json
 LABELS = {
     "dynamic": "dynamic",
     "dynamic_max6": "dynamic, max_nodes=6",
+    "path": "paths, every node on",
     "keras_applications": "keras.applications",
     "keras_groups": "chain, Keras's Conv2D(groups)",
     "aggregate_xla": "aggregate, XLA",
@@ -14,6 +15,7 @@ LABELS = {
 COLORS = {
     "dynamic": "tab:blue",
     "dynamic_max6": "tab:green",
+    "path": "tab:purple",
     "keras_applications": "tab:orange",
     "keras_groups": "tab:red",
 }
@@ -38,7 +40,7 @@ def draw(table, rows, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figures = {"models": _models, "nodes": _nodes, "aggregation": _aggregation}
+    figures = {"models": _models, "memory": _models, "nodes": _nodes, "aggregation": _aggregation}
     rows = _richest(rows)
     finish(figures.get(table, _grid)(plt, rows), rows, path)
 

@@ -103,17 +103,31 @@ def _skipping(block, state, is_on):
 
 def _all_training(block, state, taken):
     """Computed and normalised for all samples, which all say what their choice is worth."""
-    outputs, is_on = block(state), taken > 0
+    is_on = taken > 0
+    all_on = tf.reduce_all(is_on)  # then nothing is copied, in either direction
+
+    # What passes by goes around the node as `kept`, whose gradient is the whole upstream: `split`
+    # leaves out of it what did not pass by.
+    @tf.custom_gradient
+    def split(state):
+        def gradient(d_inputs, d_kept):
+            return tf.cond(all_on, lambda: d_inputs, lambda: d_inputs + only(~is_on, d_kept))
+
+        return (tf.identity(state), tf.identity(state)), gradient
+
+    inputs, kept = split(state)
+    outputs = block(inputs)
 
     @tf.custom_gradient
-    def merge(state, outputs, taken):
+    def merge(kept, outputs, taken):
         def gradient(upstream):
-            d_taken = _d_taken(upstream, state, outputs, taken.dtype)
-            return only(~is_on, upstream), only(is_on, upstream), d_taken
+            own = tf.cond(all_on, lambda: upstream, lambda: only(is_on, upstream))
+            return upstream, own, _d_taken(upstream, state, outputs, taken.dtype)
 
-        return tf.where(_column(is_on), outputs, state), gradient
+        merged = tf.cond(all_on, lambda: outputs, lambda: tf.where(_column(is_on), outputs, kept))
+        return merged, gradient
 
-    return merge(state, outputs, taken)
+    return merge(kept, outputs, taken)
 
 
 def _dense_training(block, state, taken):

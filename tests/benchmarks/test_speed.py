@@ -141,6 +141,7 @@ def test_a_table_goes_on_where_it_stopped(monkeypatch, tmp_path):
     ("table", "panels", "label"),
     [
         ("models", 8, "resnet50\n"),
+        ("memory", 4, "resnet50\n"),
         ("nodes", 3, "36"),
         ("sizes", 1, "288"),
         ("batches", 1, "32"),

@@ -110,6 +110,43 @@ def test_the_choice_has_the_gradient_of_the_sigmoid(x, which, skip):
         np.testing.assert_allclose(found[i].numpy()[0], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("threshold", [0.0, -np.inf, np.inf])
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "xla"])
+def test_training_has_the_gradients_of_a_plain_sum(x, threshold, compiled):
+    """Of blocks, routers and images, first and second: some, all or no samples take a node."""
+    keras.config.set_dtype_policy("float64")
+    stage = stage_of(3)
+    stage.set_threshold(threshold)
+    weights = np.random.default_rng(2).normal(size=(len(x), 4, 4, CHANNELS))
+    variables = [v.value for v in stage.trainable_variables]
+
+    def plain(x):
+        state = stage.blocks[0](x)
+        for i, block in enumerate(stage.blocks[1:], start=1):
+            logits = stage.routers()[i](state, training=True)
+            soft = tf.sigmoid(logits - threshold)
+            hard_choice = tf.cast(logits > threshold, soft.dtype)
+            share = tf.reshape(hard_choice + soft - tf.stop_gradient(soft), [-1, 1, 1, 1])
+            state = share * block(state) + (1 - share) * state
+        return state
+
+    def gradients(run, x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(weights * tf.sin(run(x)))
+            first = tape.gradient(loss, [x, *variables])
+        return [*first, outer.gradient(first[0], x)]
+
+    x = tf.constant(x, "float64")
+    found = tf.function(gradients, jit_compile=compiled)(
+        lambda x: stage(x, training=True)["features"], x
+    )
+    for ours, theirs in zip(found, gradients(plain, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
 def test_nan_in_a_sample_reaches_no_other(x):
     stage = stage_of(4)
     clean = stage(x)["features"].numpy()
