@@ -128,7 +128,7 @@ def _of_memory(name, rows):
     costs = [_find(rows, model=name, mode=mode) for mode in ("train", "inference")]
     cells = [f"`{name}`", str(costs[0]["settings"]["batch"])]
     for pair in ("dynamic/chain", "path/chain"):
-        cells += [*(_cost(row, pair) for row in costs), _cost(costs[0], pair, "compile_ratios")]
+        cells += [_cost(row, pair) for row in costs]
     return f"| {' | '.join(cells)} |"
 
 
