@@ -263,10 +263,10 @@ def _check(parser, args):
             parser.error(f"{option} must be at least 1. Received: {value}")
     own = ("models", "batch_size", "no_peers", "peer_repeats")
     given = ["--" + name.replace("_", "-") for name in own if getattr(args, name)]
-    if args.table == "memory":
-        given = [option for option in given if option != "--models"]
-    if args.table != "models" and given:
-        parser.error(f"{', '.join(given)}: for the table models alone. Received: {args.table}")
+    tables = ("models", "memory") if given == ["--models"] else ("models",)
+    if args.table not in tables and given:
+        named = " and ".join(tables)
+        parser.error(f"{', '.join(given)}: of {named} alone. Received: {args.table}")
 
 
 def main(argv=None):

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 
-from dgnet_keras.commands.images import check_channels
+from dgnet_keras.commands.images import check_channels, two_columns
 from dgnet_keras.commands.models import check_labels, class_names, load_model, run_record
 
 
@@ -84,8 +84,7 @@ def _csv_writer(top):
 
 def _table_writer(names, labels):
     """Likewise, for a table that people read."""
-    widths = [max(map(len, column)) for column in (["image", *names], ["label", *labels])]
-    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>11}}"
+    row = two_columns(names, labels) + "  {:>11}"
     print(row.format("image", "label", "probability"))
 
     def write(name, answers):

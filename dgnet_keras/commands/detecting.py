@@ -1,12 +1,14 @@
 """Detectors as `predict` asks them, the forms of their answers, and pictures of them."""
 
-import collections
 import collections.abc
 import csv
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
+
+from dgnet_keras.commands.images import two_columns
 
 BOX = ("ymin", "xmin", "ymax", "xmax")
 
@@ -19,6 +21,7 @@ class ImageDetector:
         detect: function of uint8 (1, height, width, 3) to a dict of `detection_boxes`,
             `detection_scores`, `detection_classes` and `num_detections`, a row each.
         labels: list of strings; the first is of class 1.
+        channels: of the images.
     """
 
     detect: collections.abc.Callable
@@ -30,11 +33,17 @@ class ImageDetector:
         found = {key: value.numpy()[0] for key, value in self.detect(pixels[None]).items()}
         scores = found["detection_scores"][: int(found["num_detections"])]
         order = [k for k in (-scores).argsort(kind="stable") if scores[k] >= least_score][:top]
-        names = [self.labels[int(k) - 1] for k in found["detection_classes"][order]]
+        classes = found["detection_classes"][order].astype(int)
+        if len(classes) and not 1 <= classes.min() <= classes.max() <= len(self.labels):
+            raise ValueError(
+                f"The detector's labels must name classes 1 to {classes.max()}, all that it finds. "
+                f"Received: {len(self.labels)} names, and classes from {classes.min()} on"
+            )
+        names = [self.labels[k - 1] for k in classes]
         return found["detection_boxes"][order], scores[order], names
 
     def answers(self, names, contents, least_score, top=None, draw=None):
-        """Yields (name, its (label, score, box) triples) of files.
+        """Yields (name, its (label, score, box) triples) of the files that it can take.
 
         Args:
             names: list of strings.
@@ -43,11 +52,17 @@ class ImageDetector:
             top: so many boxes of an image at most, or None for all.
             draw: see `drawer`, or None.
         """
+        import tensorflow as tf
+
         from dgnet_keras.decoding import decode_image
 
         for name, content in zip(names, contents, strict=True):
             pixels = decode_image(content, self.channels)
-            boxes, scores, labels = self.find(pixels, least_score, top)
+            try:
+                boxes, scores, labels = self.find(pixels, least_score, top)
+            except tf.errors.OpError as error:
+                print(f"Skipped: {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+                continue
             if draw is not None:
                 draw(name, pixels.numpy(), boxes, scores, labels)
             triples = zip(labels, scores.tolist(), boxes.tolist(), strict=True)
@@ -63,27 +78,22 @@ def of_signatures(signatures, labels):
 def drawer(folder):
     """A function of a name, image, boxes, scores and labels that draws them as a file of a folder.
 
-    The file has the image's name, and a number where two images have the same.
+    The file has the image's name, and a number where another image has that already.
     """
     from dgnet_keras.visualize import plot_detections
 
-    drawn: collections.Counter[str] = collections.Counter()
+    drawn = set()
 
     def draw(name, image, boxes, scores, labels):
         stem = "standard_input" if name == "-" else pathlib.PurePath(name).stem
-        drawn[stem] += 1
-        number = f"-{drawn[stem]}" if drawn[stem] > 1 else ""
-        file = folder / f"{stem}{number}.png"
+        numbers = (f"-{k}" if k > 1 else "" for k in itertools.count(1))
+        file = next(f for f in (f"{stem}{n}.png" for n in numbers) if f.casefold() not in drawn)
+        drawn.add(file.casefold())  # some file systems do not tell A from a
         figure = plot_detections(
-            image,
-            boxes,
-            scores=scores,
-            names=labels,
-            least_score=0,
-            title=pathlib.PurePath(name).name,
+            image, boxes, scores=scores, names=labels, least_score=0, title=pathlib.Path(name).name
         )
-        figure.savefig(file, dpi=130)
-        print(file, file=sys.stderr)
+        figure.savefig(folder / file, dpi=130)
+        print(folder / file, file=sys.stderr)
 
     return draw
 
@@ -115,8 +125,7 @@ def _csv_writer():
 
 
 def _table_writer(names, labels):
-    widths = [max(map(len, column)) for column in (["image", *names], ["label", *labels])]
-    row = f"{{:<{widths[0]}}}  {{:<{widths[1]}}}  {{:>5}}" + "  {:>6}" * len(BOX)
+    row = two_columns(names, labels) + "  {:>5}" + "  {:>6}" * len(BOX)
     print(row.format("image", "label", "score", *BOX))
 
     def write(name, answers):

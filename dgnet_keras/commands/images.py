@@ -122,6 +122,12 @@ def read_encoded(files, channels):
     return names, contents
 
 
+def two_columns(names, labels):
+    """A format of the names of images and labels, as wide as the longest, to be led by a header."""
+    widths = [max(map(len, column)) for column in (["image", *names], ["label", *labels])]
+    return f"{{:<{widths[0]}}}  {{:<{widths[1]}}}"
+
+
 def _is_image(path):
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 

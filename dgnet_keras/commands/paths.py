@@ -24,13 +24,25 @@ def existing(path):
     raise FileNotFoundError(f"{path} does not exist{reason}.{hint}")
 
 
-def output_folder(path):
+def output_folder(path, images=()):
     """The path of `--output`, a folder that may not be there yet, as a `pathlib.Path`.
 
+    Args:
+        path: of the folder.
+        images: files and folders that are read and must not be written over, or read again.
+
     Raises:
-        ValueError: if a file is there.
+        ValueError: if a file is there, or images lie in it, or it in their folder.
     """
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"`--output` must be a folder. Received: the file {path}")
+    for given in map(pathlib.Path, images):
+        folder = given if given.is_dir() else given.parent
+        target, folder = path.resolve(), folder.resolve()
+        if target == folder or (given.is_dir() and target.is_relative_to(folder)):
+            raise ValueError(
+                f"`--output` must be another folder than that of the images. Received: {path}, and "
+                f"the images {given}"
+            )
     return path

@@ -11,6 +11,8 @@ from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from dgnet_keras.paths import readable
 from dgnet_keras.user_warnings import warn
 
+REPORT = "connectivity.json"
+
 
 def add_parsers(commands):
     """Adds the parser of `plot`, with the function `run`."""
@@ -63,15 +65,16 @@ def plot_command(args):
     figures = macs_figures(adjacency, pictures, shares, labels, class_names) | figures
     figures |= dial_figure(run_record(args.model)[1])
     output.mkdir(parents=True, exist_ok=True)
-    for name in CAPTIONS.keys() - figures.keys():  # of another model that was drawn here before
-        (output / f"{name}.png").unlink(missing_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=130)
         print(output / f"{name}.png")
     report, summary = _report(model, paths, labels, adjacency, counted)
+    if (output / REPORT).exists():  # of this command, perhaps on another model
+        for name in CAPTIONS.keys() - figures.keys():
+            (output / f"{name}.png").unlink(missing_ok=True)
     text = json.dumps(report, indent=2, default=np.ndarray.tolist) + "\n"
     messages = [summary, *report["router_health"]]
-    write_whole(output / "connectivity.json", text)
+    write_whole(output / REPORT, text)
     write_whole(output / "index.html", page(readable(args.model), messages, figures))
     print(summary)
     for message in report["router_health"]:

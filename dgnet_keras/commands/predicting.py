@@ -65,7 +65,11 @@ def predict_command(args):
     """Prints what the model says of each image."""
     if args.top is not None and args.top < 1:
         raise ValueError(f"`--top` must be positive. Received: {args.top}")
+    if args.min_score is not None and not 0 <= args.min_score <= 1:
+        raise ValueError(f"`--min-score` must be in [0, 1]. Received: {args.min_score}")
     existing(args.model)
+    if args.output is not None:
+        args.output = output_folder(args.output, [given for given in args.images if given != "-"])
     files = list(named_files(args.images))
     named = read_lines(existing(args.labels)) if args.labels else None
     model = open_model(args.model)
@@ -77,10 +81,11 @@ def predict_command(args):
     for start in range(0, len(files), BATCH_SIZE):
         batch = files[start : start + BATCH_SIZE]
         names, contents = read_encoded(batch, model.channels)
-        skipped += len(batch) - len(names)
+        skipped += len(batch)
         if names:
             for name, found in answers(names, contents):
                 write(name, found)
+                skipped -= 1
         sys.stdout.flush()
     if skipped:
         sys.exit(1)
@@ -96,14 +101,11 @@ def _ways(model, names, args):
         top = min(args.top or 1, len(model.labels))
         write = classifying.writer(form, names, model.labels, top)
         return functools.partial(model.answers, top=top), write
-    least = LEAST_SCORE if args.min_score is None else args.min_score
-    if not 0 <= least <= 1:
-        raise ValueError(f"`--min-score` must be in [0, 1]. Received: {least}")
     draw = None
     if args.output is not None:
-        folder = output_folder(args.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        draw = detecting.drawer(folder)
+        args.output.mkdir(parents=True, exist_ok=True)
+        draw = detecting.drawer(args.output)
+    least = LEAST_SCORE if args.min_score is None else args.min_score
     options = {"least_score": least, "top": args.top, "draw": draw}
     write = detecting.writer(form, names, model.labels)
     return functools.partial(model.answers, **options), write

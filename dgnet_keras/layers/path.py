@@ -10,11 +10,12 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.layers.aggregation import inner_product, only
+from dgnet_keras.layers.devices import has_accelerator
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.normalization import statistics_of
 from dgnet_keras.layers.options import GraphOptions
 from dgnet_keras.layers.rows import Rows, take
-from dgnet_keras.layers.skipping import Form, form_of, without_losses
+from dgnet_keras.layers.skipping import Form, form_of, shapes_are_static, without_losses
 
 # A node: features in, features out.
 Block = Callable[[tf.Tensor], tf.Tensor]
@@ -105,13 +106,17 @@ def _all_training(block, state, taken):
     """Computed and normalised for all samples, which all say what their choice is worth."""
     is_on = taken > 0
     all_on = tf.reduce_all(is_on)  # then nothing is copied, in either direction
+    plain = has_accelerator() or shapes_are_static()  # where a branch costs more than a copy
+
+    def if_all(same, other):
+        return other() if plain else tf.cond(all_on, same, other)
 
     # What passes by goes around the node as `kept`, whose gradient is the whole upstream: `split`
     # leaves out of it what did not pass by.
     @tf.custom_gradient
     def split(state):
         def gradient(d_inputs, d_kept):
-            return tf.cond(all_on, lambda: d_inputs, lambda: d_inputs + only(~is_on, d_kept))
+            return if_all(lambda: d_inputs, lambda: d_inputs + only(~is_on, d_kept))
 
         return (tf.identity(state), tf.identity(state)), gradient
 
@@ -121,10 +126,10 @@ def _all_training(block, state, taken):
     @tf.custom_gradient
     def merge(kept, outputs, taken):
         def gradient(upstream):
-            own = tf.cond(all_on, lambda: upstream, lambda: only(is_on, upstream))
+            own = if_all(lambda: upstream, lambda: only(is_on, upstream))
             return upstream, own, _d_taken(upstream, state, outputs, taken.dtype)
 
-        merged = tf.cond(all_on, lambda: outputs, lambda: tf.where(_column(is_on), outputs, kept))
+        merged = if_all(lambda: outputs, lambda: tf.where(_column(is_on), outputs, kept))
         return merged, gradient
 
     return merge(kept, outputs, taken)

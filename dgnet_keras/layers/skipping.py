@@ -37,7 +37,7 @@ def form_of(
 ) -> Form:
     """How a graph's nodes are run: with skipping where the options ask for it, and it can be."""
     asked = options.skip_in_training if training else options.skip
-    skip = asked == "auto" and not _shapes_are_static()
+    skip = asked == "auto" and not shapes_are_static()
     if training:
         is_plain = not any(map(_other_normalization, blocks[1:]))
         return "rows_training" if skip and is_plain else "dense_training"
@@ -70,7 +70,7 @@ def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None
         )
 
 
-def _shapes_are_static():
+def shapes_are_static():
     """Whether what is being traced is for XLA, which needs to know how many rows there are.
 
     So it is on a TPU, and under `jit_compile=True`.

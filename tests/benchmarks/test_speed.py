@@ -188,7 +188,12 @@ def test_slow_peers_are_timed_less_often_or_not_at_all():
         (["models", "--models", "resnet51"], "invalid choice: 'resnet51'"),
         (["models", "--repeats", "0"], "--repeats must be at least 1. Received: 0"),
         (["models", "--batch-size", "-1"], "--batch-size must be at least 1. Received: -1"),
-        (["nodes", "--no-peers"], "--no-peers: for the table models alone. Received: nodes"),
+        (["nodes", "--no-peers"], "--no-peers: of models alone. Received: nodes"),
+        (["memory", "--batch-size", "2"], "--batch-size: of models alone. Received: memory"),
+        (
+            ["sizes", "--models", "resnet50"],
+            "--models: of models and memory alone. Received: sizes",
+        ),
     ],
 )
 def test_a_bad_option_is_refused(capsys, command, message):

@@ -28,7 +28,9 @@ def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):
     (image_folder / "cat" / "0.png").write_bytes(b"broken")
     output = tmp_path / "pictures"
     output.mkdir()
-    (output / "dial.png").touch()  # of another model
+    (output / "dial.png").touch()  # no picture of the command's
+    main(["plot", str(saved), str(image_folder), "--output", str(output)])
+    assert {path.stem for path in output.glob("*.png")} == PICTURES | {"dial"}
     main(["plot", str(saved), str(image_folder), "--output", str(output)])
     assert {path.stem for path in output.glob("*.png")} == PICTURES
     found = json.loads((output / "connectivity.json").read_text())

@@ -6,12 +6,15 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from image_files import encode, shown_png, turned_jpeg
 from PIL import Image
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
 from dgnet_keras.commands import images
+from dgnet_keras.commands.detecting import ImageDetector, drawer
+from dgnet_keras.commands.paths import output_folder
 
 
 def test_a_model_and_its_export_predict_the_same(served, saved, image_folder, capsys):
@@ -166,3 +169,60 @@ def test_mistakes_are_named(saved, image_folder, tmp_path):
 def test_what_is_for_detectors_is_refused_with_a_classifier(saved, image_folder, flag):
     with pytest.raises(SystemExit, match=rf"`{flag[0]}` is for detectors. Received: .*classifier"):
         main(["predict", str(saved), str(image_folder), *flag])
+
+
+class Answers:
+    """A detector of one box for each image, of a class and at a score that are given in turn."""
+
+    def __init__(self, *found):
+        self.found = iter(found)
+
+    def __call__(self, pixels):
+        label, score = next(self.found)
+        if label is None:
+            raise tf.errors.InvalidArgumentError(None, None, "too narrow")
+        answer = {
+            "detection_boxes": [[[0.0, 1.0, 2.0, 3.0]]],
+            "detection_scores": [[score]],
+            "detection_classes": [[label]],
+            "num_detections": [1],
+        }
+        return {key: tf.constant(value) for key, value in answer.items()}
+
+
+def test_what_a_detector_cannot_take_is_left_out(rng, capsys):
+    content = encode(rng.integers(0, 256, (8, 8, 3), "uint8"), "PNG")
+    detector = ImageDetector(Answers((2, 0.9), (None, 0), (1, 0.2)), ["cat", "dog"])
+    found = list(detector.answers(["a", "b", "c"], [content] * 3, least_score=0.5))
+    assert found == [("a", [("dog", pytest.approx(0.9), [0.0, 1.0, 2.0, 3.0])]), ("c", [])]
+    assert "Skipped: b: too narrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_classes_without_a_name_are_refused(rng, label):
+    detector = ImageDetector(Answers((label, 0.9)), ["cat", "dog"])
+    pixels = tf.constant(rng.integers(0, 256, (8, 8, 3), "uint8"))
+    with pytest.raises(ValueError, match=rf"must name classes 1 to {label}.*2 names"):
+        detector.find(pixels, 0.5)
+
+
+def test_each_image_has_a_drawing_of_its_own(tmp_path):
+    draw, image = drawer(tmp_path), np.zeros((8, 8, 3), "uint8")
+    for name in ("photo-2.jpg", "photo.jpg", "photo.png", "Photo.gif", "-"):
+        draw(name, image, np.zeros((0, 4)), np.zeros(0), [])
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {
+        "photo-2.png", "photo.png", "photo-3.png", "Photo-4.png", "standard_input.png"
+    }  # fmt: skip
+
+
+def test_drawings_do_not_go_where_the_images_are(image_folder, tmp_path):
+    picture = image_folder / "cat" / "0.png"
+    for given, output in (
+        (image_folder, image_folder / "drawn"),
+        (image_folder, image_folder),
+        (picture, picture.parent),
+    ):
+        with pytest.raises(ValueError, match="another folder than that of the images"):
+            output_folder(output, [given])
+    assert output_folder(tmp_path / "drawn", [image_folder, picture]) == tmp_path / "drawn"

@@ -10,12 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
-from rich.table import Table
 
 import dgnet_keras as dg
-from dgnet_keras.visualize import plot_dial
 from dgnet_keras.weights import HEAD
 from train.classification import input_pipeline
+from train.classification.adapted import picture, table, verdict
 from train.classification.datasets import load_data
 from train.classification.model import create_model
 from train.classification.recipes import RECIPES, get_recipe
@@ -33,7 +32,6 @@ FEWEST_EPOCHS, FEWEST_UPDATES = 10, 1500  # of the paths; see docs/paths.md for 
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
-MUCH = 3.0  # points of accuracy
 AGAIN = 0.1  # of the images, which the static network is asked about too
 
 
@@ -136,7 +134,11 @@ def _static(found, source, recipe, data, folder, fit_epochs, console, options):
         )
     if fit_epochs:
         console.rule(f"The static network, fitted to these images in {fit_epochs} epochs")
-        static = dataclasses.replace(static, epochs=fit_epochs)
+        static = dataclasses.replace(
+            static,
+            epochs=fit_epochs,
+            warmup_epochs=recipe.warmup_epochs * fit_epochs / recipe.epochs,
+        )
         train(static, folder, init_from=weights, **options)
         weights = str(folder)
         network, _ = _load(static, found, weights, data)
@@ -168,8 +170,9 @@ def _prepared(found, data_dir, macs, epochs, overrides):
     base = dataclasses.replace(RECIPE, **changes)
     recipe = get_recipe("adapt", overrides, {"adapt": base})
     data = load_data(recipe, data_dir)
-    chosen = any(item.startswith("batch_size=") for item in overrides)
-    changes = schedule(base, len(data.train), epochs, recipe.batch_size if chosen else None)
+    keys = {item.partition("=")[0] for item in overrides}
+    chosen = {key: getattr(recipe, key) for key in ("epochs", "batch_size") if key in keys}
+    changes = schedule(base, len(data.train), **{"epochs": epochs, **chosen})
     base = dataclasses.replace(base, **changes)
     return data, get_recipe("adapt", overrides, {"adapt": base})
 
@@ -191,12 +194,14 @@ def schedule(recipe, images, epochs=None, batch_size=None):
         while (size := changes["batch_size"]) > SMALLEST_BATCH and images < FEWEST_STEPS * size:
             changes["batch_size"] //= 2
         changes["learning_rate"] *= changes["batch_size"] / recipe.batch_size
+    steps = max(1, images // changes["batch_size"])
+    are_few = FEWEST_EPOCHS * steps < FEWEST_UPDATES
     if epochs is None:
-        steps = max(1, images // changes["batch_size"])
-        epochs = max(FEWEST_EPOCHS, math.ceil(FEWEST_UPDATES / steps))
-    if changes["batch_size"] < recipe.batch_size:
-        changes["warmup_epochs"] = epochs / 10  # at the full rate the first updates ruin a network
-    return {**changes, "epochs": epochs}
+        epochs = math.ceil(FEWEST_UPDATES / steps) if are_few else FEWEST_EPOCHS
+    if are_few:  # at the full rate the first updates ruin a network
+        changes["warmup_epochs"] = epochs / 10
+    every = max(1, epochs // 10)
+    return {**changes, "epochs": epochs, "evaluation_epochs": every, "checkpoint_epochs": every}
 
 
 def _usual_shape(model):
@@ -279,67 +284,3 @@ def _calls(model, images, size):
         answer(images[at]).numpy()
 
     return call
-
-
-def verdict(rows, images):
-    """What the accuracies of `adapt` come to, in a sentence or two.
-
-    Args:
-        rows: what `adapt` returns.
-        images: number of held-out images that both networks were evaluated on.
-    """
-    static, paths = (rows[name]["test_accuracy"] for name in ("static", "paths"))
-    lost = 100 * (static - paths)
-    # Of two shares of as many images, taken as independent, which is at most too much.
-    unsure = 196 * math.sqrt((static * (1 - static) + paths * (1 - paths)) / images)
-    share = rows["paths"]["share_of_macs"]
-    said = f"The paths lose {lost:.1f} points at {share:.2f} of the multiply-adds"
-    if lost <= 0:
-        said = f"The paths lose nothing at {share:.2f} of the multiply-adds"
-    said += f" (give or take {unsure:.1f} with {images} held-out images)."
-    if lost > max(unsure, MUCH):
-        said += " That is much: try more --epochs, more images, or a higher --macs."
-    return said
-
-
-def table(rows, images):
-    """A table of what `adapt` returns."""
-    shown = Table(
-        title=f"{images} held-out images; times on this machine, in turns",
-        caption="cascade: paths, and static where these are in doubt; at: other thresholds",
-    )
-    static, paths = rows["static"], rows["paths"]
-    sizes = list(static["milliseconds"])
-    shown.add_column("network")
-    for column in ("accuracy", "share of MACs", *(f"ms, batch {size}" for size in sizes)):
-        shown.add_column(column, justify="right")
-    figures = {name: [f"{row['milliseconds'][s]:.1f}" for s in sizes] for name, row in rows.items()}
-    for name in ("paths", "cascade"):
-        for k, size in enumerate(sizes):
-            ratio = rows[name]["milliseconds"][size] / static["milliseconds"][size]
-            figures[name][k] += f" (x {ratio:.2f})"
-    for name, row in rows.items():
-        accuracy, share = f"{row['test_accuracy']:.4f}", f"{row['share_of_macs']:.3f}"
-        shown.add_row(name, accuracy, share, *figures[name])
-    for point in paths["dial"]:
-        if point["threshold"] != paths["threshold"]:
-            name = f"paths at {point['threshold']:.2f}"
-            shown.add_row(name, f"{point['accuracy']:.4f}", f"{point['share_of_macs']:.3f}")
-    return shown
-
-
-def picture(rows):
-    """A picture of what `adapt` returns, a `Figure`: accuracy against multiply-adds."""
-    static, paths, cascade = (rows[name] for name in ("static", "paths", "cascade"))
-    figure = plot_dial(
-        [point["share_of_macs"] for point in paths["dial"]],
-        [point["accuracy"] for point in paths["dial"]],
-        chosen=(paths["share_of_macs"], paths["test_accuracy"]),
-        static_accuracy=static["test_accuracy"],
-    )
-    (axis,) = figure.axes
-    x, y = [cascade["share_of_macs"]], [100 * cascade["test_accuracy"]]
-    axis.plot(x, y, "s", ms=8, color="C2", label="cascade")
-    axis.set_ylim(auto=True)
-    axis.legend(fontsize=8)
-    return figure

@@ -57,7 +57,7 @@ def find_source(source, model=None):
     """
     name = str(source)
     if is_hub_name(name):
-        family_of(name.removeprefix("timm/").partition(".")[0])  # before it is asked for
+        family_of(model or name.removeprefix("timm/").partition(".")[0])  # before it is asked for
         hub_file(name, "config.json")  # which then lies beside the weights
         path = pathlib.Path(hub_file(name, HUB_FILE))
     else:

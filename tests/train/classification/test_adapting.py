@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
-from train.classification.adapting import RECIPE, schedule, verdict
+from train.classification.adapted import picture, verdict
+from train.classification.adapting import RECIPE, schedule
 from train.classification.recipes import get_recipe
 from train.classification.run import train
 
@@ -99,7 +100,12 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
 @pytest.mark.parametrize(
     ("static", "paths", "images", "said"),
     [
-        (0.80, 0.32, 200, r"lose 48\.0 points at 0\.58 .*give or take 8\.5 .*try more --epochs"),
+        (
+            0.80,
+            0.32,
+            200,
+            r"lose 48\.0 points at 0\.58 .*give or take 8\.5 .*try more images, more --epochs",
+        ),
         (0.99, 0.98, 100, r"lose 1\.0 points at 0\.58 of the multiply-adds \(give or take 3\.4"),
         (0.90, 0.91, 10000, r"lose nothing at 0\.58"),
     ],
@@ -113,21 +119,47 @@ def test_the_verdict_says_what_was_lost_and_what_to_do(static, paths, images, sa
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs", "batch_size", "expected"),
+    ("images", "given", "batch_size", "learning_rate", "epochs", "warmup"),
     [
-        (50_000, None, None, {"batch_size": 128, "learning_rate": 0.03, "epochs": 10}),
-        (50_000, 3, None, {"batch_size": 128, "learning_rate": 0.03, "epochs": 3}),
-        (300, None, None, (16, 0.03 / 8, 84)),
-        (300, 20, None, (16, 0.03 / 8, 20)),
-        (5, None, None, (16, 0.03 / 8, 1500)),
-        (300, None, 50, (50, 0.03, 250)),
+        (50_000, {}, 128, 0.03, 10, None),
+        (50_000, {"epochs": 3}, 128, 0.03, 3, None),
+        (50_000, {"batch_size": 16}, 16, 0.03, 10, None),
+        (10_000, {}, 128, 0.03, 20, 2),
+        (300, {}, 16, 0.03 / 8, 84, 8.4),
+        (300, {"epochs": 20}, 16, 0.03 / 8, 20, 2),
+        (300, {"batch_size": 50}, 50, 0.03, 250, 25),
     ],
 )
-def test_few_images_get_small_batches_and_enough_updates(images, epochs, batch_size, expected):
-    if isinstance(expected, tuple):
-        expected = dict(zip(("batch_size", "learning_rate", "epochs"), expected, strict=True))
-        expected["warmup_epochs"] = expected["epochs"] / 10
-    assert schedule(RECIPE, images, epochs, batch_size) == pytest.approx(expected)
+def test_few_images_get_small_batches_and_enough_updates(
+    images, given, batch_size, learning_rate, epochs, warmup
+):
+    """And are evaluated, and saved, about ten times."""
+    found = schedule(RECIPE, images, **given)
+    every = max(1, epochs // 10)
+    assert found.pop("warmup_epochs", None) == warmup
+    assert found == {
+        "batch_size": batch_size,
+        "learning_rate": pytest.approx(learning_rate),
+        "epochs": epochs,
+        "evaluation_epochs": every,
+        "checkpoint_epochs": every,
+    }
+
+
+def test_the_picture_has_room_for_a_cascade_above_the_static_network():
+    rows = {
+        "static": {"test_accuracy": 0.8},
+        "paths": {
+            "test_accuracy": 0.7,
+            "share_of_macs": 0.5,
+            "dial": [{"share_of_macs": 0.5, "accuracy": 0.7}],
+        },
+        "cascade": {"test_accuracy": 0.9, "share_of_macs": 0.7},
+    }
+    (axis,) = picture(rows).axes
+    low, high = axis.get_ylim()
+    assert low < 70
+    assert high > 90
 
 
 def test_the_same_command_again_says_the_same(static, digits, adapted):

@@ -170,3 +170,5 @@ def test_a_hub_name_is_a_source_and_weights_to_start_from(tmp_path, monkeypatch)
     np.testing.assert_allclose(model(x), there(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"Unknown variant 'resnet19'. Did you mean .*resnet18"):
         find_source("timm/resnet19.a1_in1k")
+    with pytest.raises(ConnectionError, match="resnet19"):  # it is asked for: a variant is given
+        find_source("timm/resnet19.a1_in1k", "resnet18")

@@ -126,7 +126,7 @@ def test_gradients_are_clipped_to_the_global_norm(data):
         np.testing.assert_allclose(loose[path], whole[path], rtol=1e-4, atol=1e-7)
 
 
-def test_routers_and_blocks_are_clipped_to_lengthsof_their_own(data):
+def test_routers_and_blocks_are_clipped_to_norms_of_their_own(data):
     """A router's gradient, which a budget makes large, does not keep the blocks from learning."""
     recipe = dataclasses.replace(RECIPE, wiring="dynamic", router_lr_multiplier=1.0)
     whole = change(recipe, data)

@@ -95,6 +95,12 @@ def test_predict_says_and_draws_what_the_export_finds(
     ]
     main(["predict", str(workdir), str(files[0]), "--min-score", "1"])
     assert capsys.readouterr().out.splitlines()[1].split() == [str(files[0]), "-"]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"the {name}\n" for name in names))
+    main(["predict", str(workdir), *given, "--json", "--labels", str(labels)])
+    renamed = [json.loads(line)["detections"] for line in capsys.readouterr().out.splitlines()]
+    for ours, answer in zip(renamed, answers, strict=True):
+        assert [d["label"] for d in ours] == [f"the {d['label']}" for d in answer["detections"]]
     with pytest.raises(SystemExit, match=r"`--min-score` must be in \[0, 1\]. Received: 2.0"):
         main(["predict", str(workdir), str(files[0]), "--min-score", "2"])
 
