@@ -70,7 +70,7 @@ def check_normalization(blocks: Sequence[keras.layers.Layer], name: str) -> None
         )
 
 
-def shapes_are_static():
+def shapes_are_static() -> bool:
     """Whether what is being traced is for XLA, which needs to know how many rows there are.
 
     So it is on a TPU, and under `jit_compile=True`.
