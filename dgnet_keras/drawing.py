@@ -130,12 +130,11 @@ def draw_graph(axis: Axes, matrices: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def draw_edges(left: Axes, right: Axes, name: str, stage: Mapping[str, Any]) -> None:
-    """Draws bars for each edge of a stage: open rates and entropies left, weights right.
+def draw_edges(axes: Sequence[Axes], name: str, stage: Mapping[str, Any]) -> None:
+    """Draws bars for each edge of a stage: open rates and entropies, and beside them weights.
 
     Args:
-        left: axes for the open rates.
-        right: axes for the weights.
+        axes: for the open rates, and for the weights unless they are left out.
         name: of the stage.
         stage: its measures, as `path_diversity` gives them.
     """
@@ -144,20 +143,21 @@ def draw_edges(left: Axes, right: Axes, name: str, stage: Mapping[str, Any]) -> 
     ends = [f"{j}→{'out' if i == size - 1 else i}" for j, i in zip(sources, targets, strict=True)]
     positions = range(len(ends))
     rates = stage["open_rate"][sources, targets]
-    left.bar(positions, rates, color="tab:blue")
+    axes[0].bar(positions, rates, color="tab:blue")
     for k, bits in enumerate(stage["edge_entropy"][sources, targets]):
         if bits > 0.005:
-            left.annotate(f"{bits:.2f}", (k, rates[k]), ha="center", va="bottom", fontsize=6)
-    left.set(ylim=(0, 1.15), title=f"{name}: open rate (entropy, bits)")
-    right.bar(
-        positions,
-        stage["mean_weight"][sources, targets],
-        yerr=stage["weight_std"][sources, targets],
-        color="tab:green",
-        ecolor="0.3",
-    )
-    right.set_title(f"{name}: mean weight ± std over images")
-    for axis in (left, right):
+            axes[0].annotate(f"{bits:.2f}", (k, rates[k]), ha="center", va="bottom", fontsize=6)
+    axes[0].set(ylim=(0, 1.15), title=f"{name}: open rate (entropy, bits)")
+    for axis in axes[1:]:
+        axis.bar(
+            positions,
+            stage["mean_weight"][sources, targets],
+            yerr=stage["weight_std"][sources, targets],
+            color="tab:green",
+            ecolor="0.3",
+        )
+        axis.set_title(f"{name}: mean weight ± std over images")
+    for axis in axes:
         axis.title.set_fontsize(8)
         axis.tick_params(labelsize=6)
         axis.set_xticks(positions, ends, rotation=90 if len(ends) > 10 else 0)

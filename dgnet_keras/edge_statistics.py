@@ -4,6 +4,7 @@ Works on arrays with NumPy alone; imports nothing from the package.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -97,3 +98,14 @@ def used_nodes(is_open: np.ndarray) -> np.ndarray:
     for node in range(size - 2, -1, -1):
         to_output[:, node] = (is_open[:, node, node + 1 :] & to_output[:, node + 1 :]).any(axis=1)
     return from_first & to_output
+
+
+def have_weights(adjacency: Mapping[str, np.ndarray]) -> bool:
+    """Whether open edges have weights other than 1, as those of paths have not."""
+    return any(((matrix != 0) & (matrix != 1)).any() for matrix in adjacency.values())
+
+
+def are_paths(adjacency: Mapping[str, np.ndarray]) -> bool:
+    """Whether each image has a path: edges of weight 1, no more than one of them into a node."""
+    into = (matrix.sum(axis=1).max() for matrix in adjacency.values())
+    return not have_weights(adjacency) and all(degree <= 1 for degree in into)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from dgnet_keras import connectivity, drawing
 from dgnet_keras.connectivity import check_adjacency_batch, check_labels
+from dgnet_keras.edge_statistics import are_paths, have_weights, used_nodes
 from dgnet_keras.macs_figures import (
     plot_blocks_by_class,
     plot_cheap_and_dear,
@@ -50,8 +51,8 @@ def plot_adjacency_by_class(
 ) -> Figure:
     """Heat maps of the adjacency of each class: mean edge weight, and open rate.
 
-    Two rows a stage, a column a class. Row of a heat map: source node; column: target node, the
-    last one the stage's output (`out`).
+    Two rows a stage, or only the second where open edges weigh 1; a column a class. Row of a heat
+    map: source node; column: target node, the last one the stage's output (`out`).
 
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1), see
@@ -69,7 +70,8 @@ def plot_adjacency_by_class(
     labels = check_labels(labels, check_adjacency_batch(adjacency), class_names)
     found = np.unique(labels)
     classes = found[:max_classes]
-    rows = [(name, measure) for name in adjacency for measure in ("mean weight", "open rate")]
+    measures = ("mean weight", "open rate")[not have_weights(adjacency) :]
+    rows = [(name, measure) for name in adjacency for measure in measures]
     figure = drawing.new_figure(1.5 + 1.3 * len(classes), 1.45 * len(rows))
     axes = figure.subplots(len(rows), len(classes), squeeze=False)
     for row, (name, measure) in zip(axes, rows, strict=True):
@@ -98,7 +100,8 @@ def plot_adjacency_by_image(
 ) -> Figure:
     """Images, and under each the heat map of its own edge weights, stage by stage.
 
-    A closed edge is crossed out.
+    A closed edge is crossed out. Of paths, which have no weights, the blocks are drawn instead: a
+    row of boxes a stage, full where the image takes the block.
 
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1).
@@ -114,6 +117,8 @@ def plot_adjacency_by_image(
         ValueError: if there is no adjacency to draw, or not one image for each adjacency.
     """
     count = min(_check_images(adjacency, images), max_images)
+    if are_paths(adjacency):
+        return _paths_by_image(adjacency, images, titles, count)
     rows = 1 + len(adjacency)
     figure = drawing.new_figure(1.2 + 1.3 * count, 1.45 * rows)
     axes = figure.subplots(rows, count, squeeze=False)
@@ -127,6 +132,18 @@ def plot_adjacency_by_image(
         row[0].set_ylabel(name, fontsize=8)
         figure.colorbar(drawn, ax=row.tolist(), shrink=0.9)
     figure.suptitle("Edge weights of single images (x: closed)", fontsize=10, wrap=True)
+    return figure
+
+
+def _paths_by_image(adjacency, images, titles, count):
+    height = 0.22 * len(adjacency)
+    figure = drawing.new_figure(max(1.2 * count, 3.6), 2.0 + height)
+    axes = figure.subplots(2, count, squeeze=False, height_ratios=[1.2, height])
+    stages = [used_nodes(matrix[:count] > 0)[:, :-1] for matrix in adjacency.values()]
+    for k, (picture, strip) in enumerate(axes.T):
+        drawing.draw_image(picture, images[k], drawing.name_of(titles, k, ""))
+        drawing.draw_blocks(strip, [used[k] for used in stages])
+    figure.suptitle("Blocks that single images take, a row a stage", fontsize=10, wrap=True)
     return figure
 
 
@@ -176,8 +193,9 @@ def plot_path_diversity(
     """How often each edge is open, how its weight varies, and which paths the classes take.
 
     A row a stage: open rate of each edge, with its entropy written above where it is not 0; mean
-    weight with the standard deviation over images. Below, the share of each class's images on each
-    of the most frequent paths (all stages together; paths are numbered by frequency).
+    weight with the standard deviation over images, unless open edges weigh 1. Below, the share of
+    each class's images on each of the most frequent paths (all stages together; paths are numbered
+    by frequency).
 
     Args:
         adjacency: dict of stage name to array (images, N + 1, N + 1).
@@ -195,13 +213,14 @@ def plot_path_diversity(
     labels = check_labels(labels, len(numbers), class_names)
     classes = np.unique(labels)
     edges = max(len(connectivity.edges_of(m)[0]) for m in adjacency.values())
-    width, rows = max(7.5, min(0.42 * edges + 4, 18)), len(adjacency)
+    columns, rows = 1 + have_weights(adjacency), len(adjacency)
+    width = max(7.5, min(0.21 * edges * columns + 4, 18))
     below = 1.2 + 0.22 * len(classes)
     figure = drawing.new_figure(width, 1.9 * rows + below)
-    grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1.9] * rows + [below])
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.9] * rows + [below])
     for row, (name, stage) in enumerate(found["stages"].items()):
-        left, right = (figure.add_subplot(grid[row, k]) for k in range(2))
-        drawing.draw_edges(left, right, name, stage)
+        axes = [figure.add_subplot(grid[row, k]) for k in range(columns)]
+        drawing.draw_edges(axes, name, stage)
     axis = figure.add_subplot(grid[rows, :])
     image = drawing.draw_path_shares(axis, numbers, labels, class_names, MAX_PATHS)
     figure.colorbar(image, ax=axis, shrink=0.9, label="share of the class")

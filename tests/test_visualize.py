@@ -47,6 +47,35 @@ def test_each_image_has_its_own_heat_maps(adjacency, pictures):
     assert figure.axes[2].get_title() == "c"
 
 
+@pytest.fixture
+def paths():
+    """Of 6 images; the last four pass block 2 of stage 1 by."""
+    edges = np.zeros((6, 4, 4), "float32")
+    edges[:, 0, 1] = edges[:2, 1, 2] = edges[:2, 2, 3] = edges[2:, 1, 3] = 1
+    return {"stage1": edges, "stage2": np.eye(3, k=1)[None].repeat(6, axis=0)}
+
+
+def test_of_paths_each_image_has_its_blocks(paths, pictures):
+    figure = visualize.plot_adjacency_by_image(paths, pictures, titles=list("abcdef"))
+    assert figure.axes[2].get_title() == "c"
+    strips = [axis.patches for axis in figure.axes[6:]]
+    full = [[bar.get_facecolor()[3] > 0 for bar in strip] for strip in strips]
+    assert full == [[True] * 5] * 2 + [[True, True, False, True, True]] * 4
+
+
+def test_of_paths_no_weights_are_drawn(paths):
+    maps = heat_maps(visualize.plot_adjacency_by_class(paths, [0] * 3 + [1] * 3))
+    np.testing.assert_allclose([m[1, 1] for m in maps[:2]], [2 / 3, 0])  # open, 1 -> 2
+    titles = [axis.get_title() for axis in visualize.plot_path_diversity(paths).axes]
+    assert [title for title in titles if "weight" in title] == []
+    # Edges of weight 1 that are no paths are edges.
+    both = {**paths, "stage2": np.triu(np.ones((6, 3, 3), "float32"), 1)}
+    titles = [axis.get_title() for axis in visualize.plot_path_diversity(both).axes]
+    assert [title for title in titles if "weight" in title] == []
+    figure = visualize.plot_adjacency_by_image(both, np.zeros((6, 8, 8, 3), "uint8"))
+    assert len(heat_maps(figure)) == 6 + 2 * 6
+
+
 def test_an_arc_is_as_wide_as_its_weight_and_closed_edges_have_none():
     matrices = np.zeros((2, 4, 4), "float32")
     matrices[:, 0, 1], matrices[:, 1, 2], matrices[0, 2, 3] = 0.8, 0.4, 0.4
@@ -184,6 +213,9 @@ def seen(figure):
         lambda adjacency, _: visualize.plot_adjacency_by_class(adjacency, [0, 1] * 3),
         lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray),
         lambda adjacency, gray: visualize.plot_adjacency_by_image(adjacency, gray, max_images=1),
+        lambda adjacency, gray: visualize.plot_adjacency_by_image(
+            {"stage1": adjacency["stage2"] * np.eye(3, k=1)}, gray
+        ),
         lambda adjacency, _: visualize.plot_graph(adjacency, 0, title="one"),
         lambda adjacency, _: visualize.plot_path_diversity(adjacency, [0, 1] * 3),
         lambda adjacency, gray: visualize.plot_nearest_images(

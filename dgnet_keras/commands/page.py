@@ -12,9 +12,11 @@ CAPTIONS = {
     "macs": "Multiply-adds of the images, over all and by class.",
     "graph": "The graph of each stage. An arc is as wide as the edge's weight, and as opaque as it "
     "is often open. A node that no image uses is gray.",
-    "adjacency_by_image": "Some images, and under each the weights of its own edges.",
+    "adjacency_by_image": "Some images, and under each the weights of its own edges, or of paths "
+    "its blocks.",
     "nearest_images": "For some images those whose edge weights are most like theirs.",
-    "adjacency_by_class": "The mean weight of each edge, and how often it is open, by class.",
+    "adjacency_by_class": "The mean weight of each edge, unless it is 1, and how often it is open, "
+    "by class.",
     "path_diversity": "How often each edge is open, how its weight varies, and which paths the "
     "classes take.",
 }
