@@ -1,13 +1,14 @@
 """Time of networks with paths over their static twins', by share of multiply-adds.
 
 python -m benchmarks.paths [--networks resnet56_cifar ...] [--shares 1.0 0.5 ...] [--repeats N]
-    [--output FILE]
+    [--output FILE] [--table] [--document FILE]
 
 A row is a network, a mode, a batch and a share. Static twin and paths take turns in one process
 (medians and quartiles of ratios turn by turn). Weights are random; each router is set so that some
 images take its block and others do not, then `calibrate` finds the threshold of the share on the
 images that are timed. At a share of 1 every image takes every block. The training step's learning
-rate is 0, and there is no noise, so that paths stay.
+rate is 0, and there is no noise, so that paths stay. It is timed for both `path_gradient`: `path`
+is "taken", which computes a block for the images that take it, `path_all` the default, "all".
 
 Each row is written as it comes; rows that are there already are not measured again.
 """
@@ -21,6 +22,7 @@ import pathlib
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks import measure, skipping_networks, skipping_paths, speed_networks
+from benchmarks.accuracy_table import fill_in
 from train.turns import in_turns
 
 # Network: size in pixels, and (mode, batch) pairs.
@@ -28,8 +30,17 @@ NETWORKS = {
     "resnet56_cifar": (32, (("inference", 128), ("inference", 1), ("train", 128))),
     "resnet50": (224, (("inference", 8), ("inference", 1), ("train", 8))),
     "mobilenetv2_100": (224, (("inference", 8), ("inference", 1), ("train", 8))),
+    "regnetx_016": (224, (("inference", 8), ("inference", 1), ("train", 8))),
 }
-SHARES = (1.0, 0.7, 0.6, 0.5)
+SHARES = (1.0, 0.7, 0.5)
+# Contestants besides the static twin, and how the table calls them.
+PATHS = {
+    "inference": {"path": "inference"},
+    "train": {
+        "path_all": 'training, `path_gradient="all"`',
+        "path": 'training, `path_gradient="taken"`',
+    },
+}
 
 
 def plan(networks, shares, repeats):
@@ -37,7 +48,7 @@ def plan(networks, shares, repeats):
     return [
         measure.Job(
             {"model": name, "size": size, "mode": mode, "batch": batch, "share": share},
-            {"chain": repeats, "path": repeats},
+            dict.fromkeys(["chain", *PATHS[mode]], repeats),
         )
         for name in networks
         for size, kinds in [NETWORKS[name]]
@@ -87,7 +98,8 @@ def build_models(settings):
     from dgnet_keras.budget import Pressure, apply_pressure
 
     chain = skipping_networks.create(settings, "chain")
-    path = skipping_networks.create(settings, "path")
+    # By default training computes every block for every image.
+    path = skipping_networks.create(settings, "path", path_gradient="taken")
     size = settings["size"]
     images = skipping_networks.random_images(64 if size < 100 else 32, size, 1)
     skipping_paths.settle_statistics(chain, images[: skipping_networks.SETTLE_ON])
@@ -106,6 +118,7 @@ def build(settings):
     import tensorflow as tf
 
     import dgnet_keras as dg
+    from dgnet_keras.budget import Pressure, apply_pressure
     from dgnet_keras.complexity import model_costs
 
     models = build_models(settings)
@@ -114,6 +127,10 @@ def build(settings):
     timed = skipping_networks.random_images(batch * parts, settings["size"], 2)
     if settings["share"] < 1:
         dg.calibrate(path, timed.numpy(), settings["share"], batch_size=32)
+    if "path_all" in PATHS[settings["mode"]]:
+        models["path_all"] = skipping_networks.create(settings, "path")
+        apply_pressure(models["path_all"], Pressure(1.0, 0.0, 0.0))
+        models["path_all"].set_weights(path.get_weights())  # the threshold is one of them
     found = dg.adjacency(path, timed.numpy())
     share = model_costs(path).shares(found, len(timed))
     return models, tf.split(timed, parts), float(np.mean(share))
@@ -131,13 +148,44 @@ def measure_here(settings, repeats):
     times = in_turns(steps, repeats)
     return {
         "measured_share": measure.rounded(share),
-        **measure.fields_of(times, [("path", "chain")]),
+        **measure.fields_of(times, [(name, "chain") for name in models if name != "chain"]),
         "environment": measure.environment(),
     }
 
 
+def table(rows):
+    """The lines of a Markdown table: time over the static twin's, by share of multiply-adds."""
+    shares = sorted({row["settings"]["share"] for row in rows}, reverse=True)
+    titles = ["network", "", "batch", "static, ms", *(f"share {share:g}" for share in shares)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name, (_, kinds) in NETWORKS.items():
+        for mode, batch in kinds:
+            found = {
+                row["settings"]["share"]: row
+                for row in rows
+                if [row["settings"][key] for key in ("model", "mode", "batch")]
+                == [name, mode, batch]
+            }
+            for path, title in PATHS[mode].items() if found else ():
+                static = found[max(found)]["milliseconds"]["chain"]["median"]
+                cells = [f"`{name}`", title, batch, f"{static:.1f}"]
+                cells += [_cell(found.get(share), path) for share in shares]
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def _cell(row, path):
+    """The ratio; where the share that was timed is another, that too."""
+    ratio = row and row["ratios"].get(f"{path}/chain")
+    if not ratio:
+        return "-"
+    timed = row["measured_share"]
+    is_off = abs(timed - row["settings"]["share"]) >= 0.005
+    return f"{ratio['median']:.2f}" + f" at {timed:.2f}" * is_off
+
+
 def main(argv=None):
-    """Prints the new rows as JSON lines, and writes them."""
+    """Prints the new rows as JSON lines, and writes them; then the table of all rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paths",
         description=__doc__,
@@ -147,6 +195,8 @@ def main(argv=None):
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (15)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="of rows, .json")
+    parser.add_argument("--table", action="store_true", help="measure nothing, show the rows")
+    parser.add_argument("--document", type=pathlib.Path, help="Markdown file for the table")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
@@ -159,8 +209,13 @@ def main(argv=None):
 
     name = f"paths{measure.machine_suffix()}.json"
     path = args.output or measure.ROOT / "benchmarks" / "results" / name
-    jobs = plan(args.networks, args.shares, args.repeats)
-    measure.fill(jobs, measure.RowFile(path), measure_row)
+    jobs = [] if args.table else plan(args.networks, args.shares, args.repeats)
+    rows = measure.RowFile(path)
+    measure.fill(jobs, rows, measure_row)
+    lines = table(rows.rows)
+    print("\n".join(lines))
+    if args.document:
+        args.document.write_text(fill_in(args.document.read_text(), {"paths": lines}))
 
 
 if __name__ == "__main__":

@@ -199,7 +199,8 @@ def work(index, steps):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
     batches = {k: skipping_networks.random_images(n, SIZE, index) for k, n in IMAGES.items()}
     with strategy.scope():
-        model = skipping_networks.create({"model": MODEL, "size": SIZE}, "path")
+        settings = {"model": MODEL, "size": SIZE}  # by default training skips nothing
+        model = skipping_networks.create(settings, "path", path_gradient="taken")
         apply_pressure(model, Pressure(1.0, 0.0, 0.0))
         optimizer = keras.optimizers.SGD(0.0, momentum=0.9)
         optimizer.build(model.trainable_variables)

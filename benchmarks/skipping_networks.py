@@ -21,14 +21,14 @@ def create(settings, wiring, skip="never", **spec):
             fields of the variant.
         wiring: `"chain"`, `"path"` or `"dynamic"`.
         skip: `"auto"` or `"never"`, in inference and in training.
-        **spec: more fields of the variant.
+        **spec: more fields of the variant, and options of its graphs.
     """
     import keras
 
     import dgnet_keras as dg
 
     keras.utils.set_random_seed(0)
-    options = {"path_gradient": "taken"} if wiring == "path" else {}  # else training skips nothing
+    options = {}
     if wiring == "dynamic":
         options = {
             "skip": skip,
