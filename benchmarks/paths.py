@@ -112,13 +112,22 @@ def build_models(settings):
     return {"chain": chain, "path": path}
 
 
+def by_default(path, settings):
+    """A network with the weights of `path` that trains as by default, `path_gradient="all"`."""
+    from dgnet_keras.budget import Pressure, apply_pressure
+
+    other = skipping_networks.create(settings, "path")
+    apply_pressure(other, Pressure(1.0, 0.0, 0.0))
+    other.set_weights(path.get_weights())  # the threshold is one of them
+    return other
+
+
 def build(settings):
     """Models by name, the images to time, and the share that they compute."""
     import numpy as np
     import tensorflow as tf
 
     import dgnet_keras as dg
-    from dgnet_keras.budget import Pressure, apply_pressure
     from dgnet_keras.complexity import model_costs
 
     models = build_models(settings)
@@ -127,10 +136,8 @@ def build(settings):
     timed = skipping_networks.random_images(batch * parts, settings["size"], 2)
     if settings["share"] < 1:
         dg.calibrate(path, timed.numpy(), settings["share"], batch_size=32)
-    if "path_all" in PATHS[settings["mode"]]:
-        models["path_all"] = skipping_networks.create(settings, "path")
-        apply_pressure(models["path_all"], Pressure(1.0, 0.0, 0.0))
-        models["path_all"].set_weights(path.get_weights())  # the threshold is one of them
+    if settings["mode"] == "train":
+        models["path_all"] = by_default(path, settings)
     found = dg.adjacency(path, timed.numpy())
     share = model_costs(path).shares(found, len(timed))
     return models, tf.split(timed, parts), float(np.mean(share))

@@ -65,6 +65,8 @@ def measure_row(settings):
         dg.calibrate(models["path"], timed, settings["share"], batch_size=len(batches[0]))
         found = dg.adjacency(models["path"], timed)
         share = float(np.mean(model_costs(models["path"]).shares(found, len(timed))))
+    if settings["mode"] == "train":
+        models = {**models, "path_all": paths.by_default(models["path"], settings)}
     steps, memory, seconds = {}, {}, {}
     for name, model in models.items():
         start = time.perf_counter()

@@ -4,6 +4,9 @@ import collections
 
 from benchmarks.skipping_networks import ONE_BY_ONE
 
+# Besides the static twin, and what the table calls them.
+CONTESTANTS = {"dynamic": "dynamic", "path": "path", "path_all": "path, all"}
+
 
 def of_part(rows, part, failed=False):
     """The rows of a part that were measured, or those that failed."""
@@ -62,22 +65,24 @@ def _memory(row):
     memory = row["peak_mib"]
     if not memory:
         return []
-    ratios = (memory[k] / memory["chain"] if k in memory else None for k in ("dynamic", "path"))
+    ratios = (memory[k] / memory["chain"] if k in memory else None for k in CONTESTANTS)
     return [f"{memory['chain']:,.0f}", *("-" if r is None else f"{r:.2f}" for r in ratios)]
 
 
 def networks_table(rows):
     """The lines of a Markdown table of networks' rows."""
-    titles = "network | mode | batch | dtype | XLA | share | static, ms | images/s | dynamic | path"
+    titles = "network | mode | batch | dtype | XLA | share | static, ms | images/s"
+    contestants = "".join(f" | {title}" for title in CONTESTANTS.values())
+    titles += contestants
     if any(row["peak_mib"] for row in rows):
-        titles += " | memory, MiB | dynamic | path"
+        titles += " | memory, MiB" + contestants
     lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
     for row in rows:
         s, time = row["settings"], row["milliseconds"]["chain"]["median"]
         images = s["batch"] if s["batch"] > 1 else ONE_BY_ONE
         cells = [f"`{s['model']}`", s["mode"], s["batch"], s["dtype"], "yes" if s["xla"] else "no"]
         cells += [f"{row['measured_share']:.2f}", f"{time:.1f}", f"{1000 * images / time:,.0f}"]
-        cells += [_ratio(row, "dynamic"), _ratio(row, "path"), *_memory(row)]
+        cells += [*(_ratio(row, key) for key in CONTESTANTS), *_memory(row)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
@@ -114,7 +119,10 @@ def report(rows, left):
     parts = [_tests(rows)] if any(r["settings"]["part"] == "tests" for r in rows) else []
     if networks:
         parts.append(
-            ["Medians of turns in one process; dynamic and path are over the static twin."]
+            [
+                "Medians of turns in one process, over the static twin's. `path` trains with "
+                '`path_gradient` "taken", `path, all` as by default.'
+            ]
         )
         parts.append(networks_table(networks))
     parts.append(_input(rows))

@@ -140,6 +140,7 @@ def test_small_runs_every_part_on_a_cpu_and_then_has_nothing_left(tmp_path):
         assert set(r["first_step_seconds"]) == set(r["milliseconds"])
         assert ("dynamic" in r["milliseconds"]) == (r["settings"]["share"] == 1)
         assert set(r["milliseconds"]) >= {"chain", "path"}
+        assert ("path_all" in r["milliseconds"]) == (r["settings"]["mode"] == "train")
         assert abs(r["measured_share"] - r["settings"]["share"]) < 0.15
     assert re.search(r"pipeline gives \d+ images/s", done.stdout)
     start, before = time.monotonic(), path.read_text()

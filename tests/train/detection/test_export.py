@@ -1,6 +1,7 @@
 """What is served is what was trained, and pictures of it."""
 
 import csv
+import functools
 import io
 import json
 import types
@@ -60,9 +61,10 @@ def test_the_export_finds_what_the_checkpoint_finds(
 
 @pytest.mark.slow
 def test_predict_says_and_draws_what_the_export_finds(
-    finished, restore_once, scenes, tmp_path, capsys
+    finished, restore_once, scenes, tmp_path, capsys, monkeypatch
 ):
     """Every form has the boxes that the run itself finds, and each image has a picture."""
+    monkeypatch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))  # takes long
     recipe, workdir, _ = finished
     (tmp_path / "more").mkdir()
     files = [tmp_path / "0.png", tmp_path / "1.webp", tmp_path / "more" / "0.png"]
