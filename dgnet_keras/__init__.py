@@ -23,13 +23,14 @@ from dgnet_keras.backbones.base import Backbone
 from dgnet_keras.calibrate import calibrate
 from dgnet_keras.callbacks import BudgetSchedule, ConnectivityMonitor, RouterHealthWarning
 from dgnet_keras.cascading import Cascade, cascade
-from dgnet_keras.classifier import Classifier, create, list_variants
+from dgnet_keras.classifier import Classifier
 from dgnet_keras.complexity import count_macs
 from dgnet_keras.convert import copy_weights, load_timm
 from dgnet_keras.freeze import freeze
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.pretrained import list_pretrained
 from dgnet_keras.serving.export import export_saved_model
+from dgnet_keras.variants import create, list_variants
 from dgnet_keras.version import __version__
 
 __all__ = [

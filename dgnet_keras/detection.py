@@ -26,9 +26,9 @@ from official.vision.modeling.backbones import factory
 from dgnet_keras.adjacencies import adjacency
 from dgnet_keras.backbones.base import Backbone as KerasBackbone
 from dgnet_keras.backbones.model import construction_scope
-from dgnet_keras.classifier import create
 from dgnet_keras.convert import is_wiring_weight
 from dgnet_keras.layers.options import GraphOptions
+from dgnet_keras.variants import create
 
 if TYPE_CHECKING:
     from official.vision.configs import common

@@ -10,7 +10,7 @@ import functools
 import importlib.resources
 from typing import NamedTuple
 
-from dgnet_keras.classifier import family_of
+from dgnet_keras.variants import family_of
 
 
 class Pretrained(NamedTuple):

@@ -63,7 +63,7 @@ def overhead(counted, model):
 
 def input_shape(name, image_size):
     """(height, width, 3): the size asked for, or the variant's own."""
-    from dgnet_keras.classifier import family_of
+    from dgnet_keras.variants import family_of
 
     size = image_size or family_of(name).variants[name].default_image_size
     return (size, size, 3)

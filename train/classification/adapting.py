@@ -205,7 +205,7 @@ def schedule(recipe, images, epochs=None, batch_size=None):
 
 
 def _usual_shape(model):
-    from dgnet_keras.classifier import family_of
+    from dgnet_keras.variants import family_of
 
     size = family_of(model).variants[model].default_image_size
     return size, size, 3

@@ -12,7 +12,7 @@ from train.weights import load_initial_weights
 def create_model(recipe, num_classes):
     """The recipe's classifier."""
     fields = {
-        field.name for field in dataclasses.fields(dg.classifier.family_of(recipe.model).spec_class)
+        field.name for field in dataclasses.fields(dg.variants.family_of(recipe.model).spec_class)
     }
     unknown = sorted(set(recipe.model_overrides) - fields)
     if unknown:

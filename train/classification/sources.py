@@ -4,12 +4,12 @@ import dataclasses
 import pathlib
 
 import dgnet_keras as dg
-from dgnet_keras.classifier import family_of
 from dgnet_keras.commands.paths import existing
 from dgnet_keras.convert import is_static
 from dgnet_keras.layers.wiring import ROUTED
 from dgnet_keras.paths import usable_path
 from dgnet_keras.timm import HUB_FILE, hub_file, is_hub_name, timm_config
+from dgnet_keras.variants import family_of
 from dgnet_keras.weights import backbone_config, saved_config
 from train.workdir import read_json
 
