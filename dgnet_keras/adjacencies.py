@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dgnet_keras.checks import check_preprocessed
+from dgnet_keras.checks import check_preprocessed, warn_of_raw_pixels
 from dgnet_keras.layers.composite import NO_CONFIG, config_of
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.graph import GraphStage
@@ -45,8 +45,10 @@ def adjacency(
             "`images` must be an array (batch, height, width, channels) of at least 1. "
             f"Received: shape {np.shape(images)}, {type(images).__name__}"
         )
-    check_preprocessed(np.asarray(images), model.input_shape[1:])
-    found = connectivity.predict(np.asarray(images), batch_size=batch_size, verbose=0)
+    images = np.asarray(images)
+    check_preprocessed(images, model.input_shape[1:])
+    warn_of_raw_pixels(images, model.preprocessing)
+    found = connectivity.predict(images, batch_size=batch_size, verbose=0)
     return {name: found[name] for name in model.adjacency_outputs}
 
 
@@ -165,8 +167,8 @@ def answers_at(
     Args:
         model: a backbone or a classifier of this package.
         images: what the model takes (preprocessed), a tensor (batch, height, width, channels).
-        threshold: in units of edge weight, of paths in logits; a scalar, or (batch, 1) for one an
-            image.
+        threshold: in units of edge weight, of paths in logits; a scalar, or (batch,) or (batch, 1)
+            for one an image.
 
     Returns:
         The model's output, and its connectivity: a dict of stage (or graph) name to a float32
@@ -177,6 +179,7 @@ def answers_at(
     for layer in _steps(model):
         if isinstance(layer, GraphStage):
             limit = tf.cast(threshold, gate_dtype(layer.compute_dtype))
+            limit = tf.reshape(limit, [-1, 1]) if limit.shape.rank == 1 else limit
             outputs = layer(x, threshold=limit, training=False)
             x = outputs["features"]
             found.update(outputs["adjacency"])

@@ -96,9 +96,9 @@ class Budget:
         self, model: keras.Model, target: float, weight: float, spread: float = 0.0
     ) -> None:
         with model.distribute_strategy.scope():
-            self.current_target, self.weight, self.spread, self.floor = (
+            self.current_target, self._last_target, self.weight, self.spread, self.floor = (
                 keras.Variable(0.0, trainable=False, autocast=False, name=name)
-                for name in ("macs_target", "macs_weight", "macs_spread", "floor")
+                for name in ("macs_target", "last_target", "macs_weight", "macs_spread", "floor")
             )
             self.share = _MeanShare(name="share_of_macs")
         self.is_measuring = False
@@ -111,7 +111,12 @@ class Budget:
         check_target(target)
         check_reachable(model, target)
         self.target = float(target)
-        self.current_target.assign(target)
+        self._last_target.assign(target)
+        self.reset()
+
+    def reset(self) -> None:
+        """Has the target itself in force, and no floor: what a schedule ends with."""
+        self.current_target.assign(self.target)
         self.floor.assign(0.0)
 
     def set_weight(self, weight: float) -> None:
@@ -174,8 +179,9 @@ class Budget:
         """Of images in this doubt, (batch,)."""
         last = tf.cast(tf.maximum(tf.size(doubt) - 1, 1), tf.float32)
         rank = tf.cast(tf.argsort(tf.argsort(doubt, stable=True), stable=True), tf.float32) / last
+        rank = tf.where(tf.size(doubt) > 1, rank, 0.5)  # one is in the middle
         target = self.current_target.value
-        fallen = (1 - target) / max(1 - self.target, 1e-6)
+        fallen = (1 - target) / tf.maximum(1 - self._last_target.value, 1e-6)
         return target + self.spread.value * tf.clip_by_value(fallen, 0.0, 1.0) * (2 * rank - 1)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from dgnet_keras import connectivity
 from dgnet_keras.adjacencies import adjacency_at, check_network
 from dgnet_keras.budget import check_reachable, check_target, stages_of
-from dgnet_keras.checks import check_images
+from dgnet_keras.checks import check_images, warn_of_raw_pixels
 from dgnet_keras.complexity import model_costs
 from dgnet_keras.layers.wiring import PATHS
 from dgnet_keras.user_warnings import warn
@@ -55,6 +55,7 @@ def calibrate(
     check_target(macs, "macs")
     check_reachable(model, macs)
     images = check_images(images, model.input_shape[1:])
+    warn_of_raw_pixels(images, model.preprocessing)
     measure = functools.cache(_Measure(model, images, batch_size))
     low, high = _bracket(model, measure, macs)
     for _ in range(_STEPS):

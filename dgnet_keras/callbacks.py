@@ -24,7 +24,9 @@ class BudgetSchedule(keras.callbacks.Callback):
     """Moves a model's budget, and the noise of its paths' gates, while `model.fit` trains.
 
     The target comes down in a line from `start` to `model.macs_target`; until then blocks that few
-    images take are kept alive; at the end there is no noise. See `budget.Pressure.at`.
+    images take are kept alive; at the end there is no noise. See `budget.Pressure.at`. Of data that
+    do not say how many batches they are, an epoch is as long as the one before; the first stands
+    where it began.
 
     Args:
         start: target at the beginning, in (0, 1].
@@ -35,7 +37,7 @@ class BudgetSchedule(keras.callbacks.Callback):
 
     Raises:
         ValueError: for a value out of range; at the start of training, if the model has no
-            `macs_target`.
+            `macs_target`, or there is but one epoch and nothing says how long it is.
     """
 
     def __init__(
@@ -51,9 +53,20 @@ class BudgetSchedule(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks that there is a budget."""
-        if getattr(self.model, "macs_target", None) is None:
+        models = [self.model, *self.model.layers]  # it may stand behind its preprocessing
+        found = (m for m in models if getattr(m, "macs_target", None) is not None)
+        budgeted = next(found, None)
+        if budgeted is None:
             raise ValueError("BudgetSchedule needs a model with a `macs_target`. Received: None")
-        self._epoch = 0
+        self._budgeted: Any = budgeted
+        self._epoch = self._done = 0
+        self._steps = self.params.get("steps")
+        if self._steps is None and self.params["epochs"] == 1:
+            raise ValueError(
+                "BudgetSchedule must know how long the training is: give `steps_per_epoch` to "
+                "`fit`, or `tf.data.experimental.assert_cardinality` to the dataset. Received: one "
+                "epoch of data of unknown length"
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes the epoch."""
@@ -61,9 +74,16 @@ class BudgetSchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets target, floor and noise."""
-        steps = self.params.get("steps")
-        part = batch / steps if steps else 0.0
+        part = min(batch / self._steps, 1.0) if self._steps else 0.0
         self._set((self._epoch + part) / self.params["epochs"])
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts the batches."""
+        self._done = batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes how long the epoch was."""
+        self._steps = self._done
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves the target itself, and no noise."""
@@ -71,8 +91,9 @@ class BudgetSchedule(keras.callbacks.Callback):
 
     def _set(self, progress):
         # A budget that was taken away while `fit` runs leaves the noise to be moved.
-        target = 1.0 if self.model.macs_target is None else self.model.macs_target
-        apply_pressure(self.model, Pressure.at(progress, target=target, **self._shape))
+        target = self._budgeted.macs_target
+        target = 1.0 if target is None else target
+        apply_pressure(self._budgeted, Pressure.at(progress, target=target, **self._shape))
 
 
 class ConnectivityMonitor(keras.callbacks.Callback):

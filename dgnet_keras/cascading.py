@@ -8,7 +8,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dgnet_keras.checks import check_images, check_preprocessed, is_number
+from dgnet_keras.checks import check_images, check_preprocessed, is_number, warn_of_raw_pixels
+from dgnet_keras.distillation import check_logits
+from dgnet_keras.layers.graph import GraphStage
 from dgnet_keras.preprocessing import Preprocessing
 from dgnet_keras.user_warnings import warn
 
@@ -60,6 +62,9 @@ class Cascade(keras.Model):
         self.set_confidence(confidence)
         self.supports_jit = False  # how many images are asked about twice is not known before
         self(keras.Input(batch_shape=first.input_shape))  # or Keras would not export it
+        for layer in self._flatten_layers():
+            if isinstance(layer, GraphStage):
+                layer.models.add(self)
 
     def set_confidence(self, confidence: float) -> None:
         """Sets the probability under which the second network is asked; or raises `ValueError`."""
@@ -115,12 +120,13 @@ class Cascade(keras.Model):
             logits: of the first network, (batch, classes).
             images: as there.
         """
-        found = tf.nn.softmax(logits)
+        found = tf.nn.softmax(tf.cast(logits, tf.float32))
         doubted = tf.reduce_max(found, axis=-1) < self.confidence.value
         index = tf.where(doubted)
 
         def ask():
-            again = tf.nn.softmax(self.second(tf.gather_nd(images, index), training=False))
+            answers = self.second(tf.gather_nd(images, index), training=False)
+            again = tf.nn.softmax(tf.cast(answers, tf.float32))
             mean = (tf.gather_nd(found, index) + again) / 2
             return tf.tensor_scatter_nd_update(found, index, mean)
 
@@ -189,12 +195,18 @@ def cascade(
         raise ValueError(f"`again` must be a share, in [0, 1]. Received: again={again!r}")
     model = Cascade(first, second)
     images = check_images(images, first.input_shape[1:])
+    warn_of_raw_pixels(images, getattr(first, "preprocessing", None))
     logits = first.predict(images, batch_size=batch_size, verbose=0)
     sure = np.sort(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy().max(axis=1))
     count = round(again * len(sure))
     model.set_confidence(_between(sure, count))
     asked = float(np.mean(sure < model.confidence.numpy()))
-    if abs(asked - again) > max(_FAR, 1 / len(sure)):
+    if again and not count:
+        warn(
+            f"None of these images is asked about twice, and no other will be: {again} of "
+            f"{len(sure)} is less than one. Give more images."
+        )
+    elif abs(asked - again) > max(_FAR, 1 / len(sure)):
         warn(
             f"Of these images {asked:.3f} are asked about twice, and not {again}: the first "
             "network is equally sure of the others."
@@ -232,3 +244,5 @@ def _check_pair(first, second):
             "`first` and `second` must take images of the same mean and standard deviation. "
             f"Received: {pixels[0]} and {pixels[1]}"
         )
+    for name, network in (("first", first), ("second", second)):
+        check_logits(name, network)

@@ -109,6 +109,25 @@ def check_preprocessed(images: Any, input_shape: Sequence[int | None] | None = N
         )
 
 
+def warn_of_raw_pixels(images: np.ndarray, preprocessing: Any) -> None:
+    """Warns of images with values that preprocessing cannot give, by far: raw ones as floats.
+
+    Args:
+        images: array.
+        preprocessing: has `mean` and `std`, of pixels in [0, 1]; or None, then there is no saying.
+    """
+    if preprocessing is None:
+        return
+    pairs = zip(preprocessing.mean, preprocessing.std, strict=True)
+    most = max(max(mean, 1 - mean) / std for mean, std in pairs)
+    largest = float(np.abs(images).max())
+    if largest > 5 * most:
+        warn(
+            f"These images have values of up to {largest:.4g}, where `model.preprocessing` gives "
+            f"up to {most:.3g}: are they raw? Give `model.preprocessing(images)`."
+        )
+
+
 def check_images(images: ArrayLike, input_shape: Sequence[int | None]) -> np.ndarray:
     """Preprocessed images as an array, (count, height, width, channels), all finite.
 

@@ -11,7 +11,6 @@ from dgnet_keras.budget import check_spread, doubt_of
 from dgnet_keras.checks import is_integer, is_number
 from dgnet_keras.distillation import Distillation
 from dgnet_keras.layers.composite import Change, Made
-from dgnet_keras.layers.graph import trace_anew
 from dgnet_keras.layers.initializers import next_seed
 from dgnet_keras.preprocessing import Preprocessing
 
@@ -44,7 +43,7 @@ class Classifier(GraphModel):
 
     Raises:
         ValueError: if `num_classes` is not a positive integer, `dropout` not in [0, 1), or the
-            backbone none of this package.
+            backbone none of this package, or with a `macs_target` of its own.
     """
 
     _distillation: Distillation | None = None
@@ -84,6 +83,11 @@ class Classifier(GraphModel):
             x = backbone.output
             for layer in layers:
                 x = made.add(layer)(x)
+        if backbone.macs_target is not None:
+            raise ValueError(
+                "The budget of a classifier is its own: give `macs_target` to the classifier, and "
+                f"none to its backbone. Received: a backbone of macs_target={backbone.macs_target}"
+            )
         super().__init__(
             backbone.input,
             x,
@@ -107,7 +111,7 @@ class Classifier(GraphModel):
         To the loss comes `weight` times `distillation.divergence` from them, mean over the images,
         which the teacher sees as this model does, augmented. With `macs_spread`, the doubt is the
         teacher's. Sample weights do not count in it. The teacher is not trained, no part of this
-        model, and not saved with it.
+        model, and not saved with it. A model of Keras's that holds this one must be compiled again.
 
         Args:
             teacher: a model of the same preprocessed images to logits of the same classes, such as
@@ -123,7 +127,7 @@ class Classifier(GraphModel):
         if found is not None:
             found.check_fits(self)
         self._set("_distillation", found)
-        trace_anew(self)
+        self._trace_anew()
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """As of `GraphModel`; in training it adds the loss of `distill_from`."""
@@ -143,6 +147,11 @@ class Classifier(GraphModel):
     @macs_spread.setter
     def macs_spread(self, value: float) -> None:
         check_spread(value)
+        if value and self.num_classes == 1:
+            raise ValueError(
+                "`macs_spread` goes by a classifier's doubt, and the softmax of one class has "
+                f"none. Received: num_classes=1, macs_spread={value!r}"
+            )
         self._set("_macs_spread", value)
         if self.budget is not None:
             self.budget.set_spread(value)
@@ -194,6 +203,7 @@ class Classifier(GraphModel):
         config["backbone"] = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects
         )
+        config["backbone"].macs_target = None  # older files had it, and it did nothing
         classifier = cls(**config)
         if frozen:
             classifier.freeze(frozen)

@@ -110,6 +110,7 @@ def count_macs(
     if images is not None:
         if image_size is not None:
             raise ValueError("Give `images` or `image_size`, not both.")
+        images = np.asarray(images)
         image_size = tuple(images.shape[1:3])
     costs = model_costs(model, image_size)
     by_kind = dict.fromkeys(KINDS, 0)

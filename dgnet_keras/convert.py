@@ -7,19 +7,23 @@ import keras
 
 from dgnet_keras.cifar_weights import load_cifar_resnet
 from dgnet_keras.timm import from_timm, is_hub_name, load_timm, timm_config, timm_name
+from dgnet_keras.user_warnings import warn
+from dgnet_keras.weight_files import (
+    backbone_config,
+    has_wiring,
+    load_h5,
+    load_keras,
+    saved_config,
+)
 from dgnet_keras.weights import (
     HEAD,
     WeightsMismatch,
     assign_weights,
     assign_with_head,
-    backbone_config,
     check_edge_scale,
     edge_scale_of,
-    has_wiring,
     is_wiring_weight,
-    load_h5,
-    load_keras,
-    saved_config,
+    moved_thresholds,
 )
 
 NAMED = 3  # differences that are named where the variant is another
@@ -64,7 +68,15 @@ def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
     if len(values) < len(source.weights):
         raise ValueError(f"Weights of the model {source.name!r} share their paths.")
     check_edge_scale(target, values, edge_scale_of(source))
-    return assign_weights(target, values, f"model {source.name!r}")
+    copied = assign_weights(target, values, f"model {source.name!r}")
+    moved, own = (moved_thresholds(model) for model in (source, target))
+    if moved and moved != own and any(map(is_wiring_weight, copied)):
+        shown = ", ".join(map(str, sorted(moved)))
+        warn(
+            f"The model {source.name!r} was given the threshold {shown} by `set_threshold` or "
+            f"`calibrate`. It is no weight, and {target.name!r} keeps its own: set it there, too."
+        )
+    return copied
 
 
 def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> list[str]:

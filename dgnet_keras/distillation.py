@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from dgnet_keras.checks import is_number
+from dgnet_keras.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class Distillation:
                 "`teacher` must take images of the same mean and standard deviation, "
                 f"{own}. Received: a model that takes {other}"
             )
+        check_logits("teacher", teacher)
 
     def answers(self, images: tf.Tensor) -> tf.Tensor:
         """The teacher's logits in inference, (batch, classes), without a gradient."""
@@ -100,3 +102,27 @@ def divergence(
         tf.nn.log_softmax(tf.cast(z, tf.float32) / temperature) for z in (teacher_logits, logits)
     )
     return temperature**2 * tf.reduce_sum(tf.exp(wanted) * (wanted - given), axis=-1)
+
+
+def check_logits(name: str, model: keras.Model) -> None:
+    """Raises `ValueError` if a model plainly takes raw images, or answers with probabilities.
+
+    Args:
+        name: of the argument, for the message.
+        model: to be one of preprocessed images to logits.
+    """
+    inner = model.layers
+    if any(isinstance(layer, Preprocessing) for layer in inner):
+        raise ValueError(
+            f"`{name}` must take preprocessed images. Received: {model.name!r}, which preprocesses "
+            f"its images: give the network in it, `model.get_layer({inner[-1].name!r})`"
+        )
+    while inner and isinstance(inner[-1], keras.Model):
+        inner = inner[-1].layers
+    for last in inner[-1:]:
+        activation = getattr(last, "activation", None)
+        if isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax:
+            raise ValueError(
+                f"`{name}` must answer with logits. Received: {model.name!r}, which ends in a "
+                f"softmax, of the layer {last.name!r}"
+            )

@@ -100,10 +100,8 @@ def _tell(model, frozen, images, batch_size):
     share = model_costs(frozen, size).total / model_costs(model, size).static
     said = f"{after} of {before} blocks, {share:.3f} of the static twin's multiply-adds"
     if isinstance(model, Classifier):
-        answers = [
-            np.argmax(m.predict(images, batch_size=batch_size, verbose=0), axis=-1)
-            for m in (model, frozen)
-        ]
+        logits = [m.predict(images, batch_size=batch_size, verbose=0) for m in (model, frozen)]
+        answers = [z > 0 if z.shape[-1] == 1 else np.argmax(z, axis=-1) for z in logits]
         same = np.mean(answers[0] == answers[1])
         said += f"; {same:.1%} of the predictions for these {len(images)} images are the same"
     print(said)

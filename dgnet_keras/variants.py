@@ -12,6 +12,7 @@ from dgnet_keras.checks import closest
 from dgnet_keras.classifier import Classifier
 from dgnet_keras.convert import is_static, load_weights
 from dgnet_keras.layers.options import GraphKeywords, GraphOptions, shows_graph_options
+from dgnet_keras.layers.wiring import PATHS
 
 
 def list_variants(family: str | None = None) -> list[str]:
@@ -93,7 +94,7 @@ def create(
         seed: of the initial weights and of random wiring; at least 0.
         weights: path of a `.weights.h5`, `.keras` or timm `.safetensors` file, a hub name, or
             None; see `convert.load_weights`. Of a static network, they make `init="static"` the
-            default.
+            default. Those of paths have a threshold, which a `threshold` given here replaces.
         macs_target: share of the static twin's multiply-adds that training is to reach, in (0, 1],
             or None; see `budget.Budget`.
         macs_weight: what the loss of this budget is multiplied by.
@@ -133,6 +134,8 @@ def create(
     model.macs_target = macs_target
     if weights is not None:
         load_weights(model, weights)
+        if model.wiring in PATHS and graph.get("threshold") is not None:
+            model.set_threshold(graph["threshold"])
     return model
 
 

@@ -71,6 +71,28 @@ def test_images_in_doubt_may_compute_more():
     np.testing.assert_allclose(loss, 4 * expected, rtol=1e-4)
 
 
+def test_one_image_is_neither_in_doubt_nor_sure():
+    model = randomize(tiny(macs_spread=0.2), scale=0.5)
+    apply_pressure(model, Pressure(0.6, 0.0, 0.0))
+    x = tf.constant(images(1))
+    _, loss, share = model.call_with_budget(x, training=True)
+    np.testing.assert_allclose(loss, 10 * 1.25 * (share - 0.6) ** 2, rtol=1e-4)
+
+
+def test_the_spread_opens_on_the_way_to_the_target_of_now():
+    """Also where the step was traced with another."""
+    x, doubt = tf.constant(images(5)), tf.constant([0.9, 0.1, 0.5, 0.2, 0.3])
+    models = [tiny(macs_target=t, macs_spread=0.1) for t in (0.8, 0.95)]
+    first, again = (randomize(model, scale=0.5) for model in models)
+    step = tf.function(lambda: first.call_with_budget(x, training=True, doubt=doubt)[1])
+    step()
+    first.macs_target = 0.95
+    for model in (first, again):
+        apply_pressure(model, Pressure(0.95, 0.0, 0.0))
+    expected = again.call_with_budget(x, training=True, doubt=doubt)[1]
+    np.testing.assert_allclose(step(), expected, rtol=1e-4)
+
+
 def test_without_a_saying_the_model_itself_is_in_doubt():
     model = randomize(tiny(macs_spread=0.2), scale=0.5)
     apply_pressure(model, Pressure(0.6, 0.0, 0.0))
@@ -267,6 +289,7 @@ def test_it_is_saved_with_the_model(tmp_path):
         ({"macs_target": 0.05}, r"always run cost 0\.\d+ of.*target of 0.05"),
         ({"macs_spread": 1.0}, r"`macs_spread` must be in \[0, 1\)"),
         ({"macs_spread": 0.1, "num_classes": None}, "`macs_spread` goes by a classifier's doubt"),
+        ({"macs_spread": 0.1, "num_classes": 1}, "one class has none.*num_classes=1"),
         ({"macs_weight": -1}, "`macs_weight` must be a number of at least 0"),
         ({"macs_weight": "1", "macs_target": None}, "`macs_weight` must be a number"),
         ({"wiring": "chain"}, "wiring with gates.*wiring='chain'"),
@@ -297,3 +320,73 @@ def test_two_replicas_have_one_budget(tmp_path):
     assert 0.1 < one[0] < 1.1 and any(np.any(gradient) for gradient in one[2:])
     for a, b in zip(two, one, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_budget_of_the_backbone_alone_is_refused_in_a_classifier():
+    backbone = tiny(num_classes=None)
+    with pytest.raises(ValueError, match=r"give `macs_target` to the classifier.*macs_target=0\.6"):
+        dg.Classifier(backbone, 3)
+    model = tiny(macs_target=None)
+    with pytest.raises(ValueError, match="set `macs_target` of the classifier"):
+        model.backbone.macs_target = 0.7
+    assert model.backbone.macs_target is None
+    backbone.with_preprocessing()
+    backbone.macs_target = 0.7  # no classifier holds this one
+    backbone(images(4), training=True)
+    assert len(backbone.losses) == 1
+
+
+def test_a_fit_that_is_stopped_leaves_the_target_in_force():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = compiled(tiny())
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(images(32), LABELS, verbose=0, callbacks=[dg.BudgetSchedule(), Stop()])
+    assert [float(v) for v in (model.budget.current_target, model.budget.floor)] == [
+        pytest.approx(0.6),
+        0.0,
+    ]
+
+
+class Targets(keras.callbacks.Callback):
+    """The targets in force, batch by batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.of, self.seen = model, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(round(float(self.of.budget.current_target), 3))
+
+
+def of_unknown_length(x):
+    data = tf.data.Dataset.from_tensor_slices((x, LABELS[: len(x)])).batch(8)
+    return data.filter(lambda *_: True)
+
+
+def test_a_schedule_counts_the_batches_of_data_of_unknown_length():
+    model = compiled(tiny())
+    targets = Targets(model)
+    schedule = dg.BudgetSchedule(fall=1.0)
+    model.fit(of_unknown_length(images(32)), epochs=2, verbose=0, callbacks=[schedule, targets])
+    assert targets.seen == [1.0] * 4 + [0.8, 0.75, 0.7, 0.65]
+    with pytest.raises(ValueError, match=r"how long the training is.*one epoch of data"):
+        model.fit(of_unknown_length(images(32)), verbose=0, callbacks=[dg.BudgetSchedule()])
+
+
+def test_a_schedule_finds_the_budget_behind_preprocessing():
+    model = tiny()
+    whole, targets = compiled(model.with_preprocessing()), Targets(model)
+    x = np.zeros((32, 16, 16, 3), "uint8")
+    schedule = dg.BudgetSchedule(fall=1.0)
+    whole.fit(x, LABELS, batch_size=16, verbose=0, callbacks=[schedule, targets])
+    assert targets.seen == [1.0, 0.8]
+
+
+def test_images_may_come_in_a_dict():
+    model = compiled(tiny(macs_weight=1e4))
+    x = images(8)
+    found = model.fit({"images": x}, LABELS[:8], verbose=0).history
+    assert found["loss"][0] > 100

@@ -1,6 +1,9 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from catalog import CATALOG, create, images, randomize
 
 import dgnet_keras as dg
@@ -112,3 +115,27 @@ def test_what_cannot_be_is_refused_and_changes_nothing(wiring, macs, x, message)
 def test_other_models_are_refused():
     with pytest.raises(ValueError, match="backbone or classifier"):
         dg.calibrate(keras.Sequential([keras.layers.Dense(1)]), images(2))
+
+
+def test_raw_pixels_as_floats_are_warned_of():
+    pixels, model = raw(8).astype("float32"), deep("path")
+    with pytest.warns(UserWarning, match=r"values of up to 255.*gives up to 2\.64.*raw"):
+        dg.adjacency(model, pixels)
+    with pytest.warns(UserWarning) as found:
+        dg.calibrate(model, pixels, macs=0.9)
+    assert sum("are they raw?" in str(w.message) for w in found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dg.adjacency(model, model.preprocessing(pixels))
+
+
+@pytest.mark.parametrize("row", ["resnet_basic", "resnet_cifar_path"])
+def test_a_threshold_of_each_image_may_be_a_row_or_a_column(row):
+    model, x = randomize(create(row)), images(4)
+    limits = tf.constant([0.1, 0.3, 0.5, 0.7])
+    for a, b in zip(
+        tf.nest.flatten(answers_at(model, x, limits)),
+        tf.nest.flatten(answers_at(model, x, limits[:, None])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)

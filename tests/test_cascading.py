@@ -112,3 +112,44 @@ def test_a_share_that_equally_sure_images_miss_is_warned_of(pair):
     first.set_weights([np.zeros((3, 3))])
     with pytest.warns(UserWarning, match=r"0\.000 are asked about twice, and not 0\.3"):
         dg.cascade(first, pair[1], images(10), 0.3)
+
+
+def test_a_share_of_less_than_one_image_is_warned_of(pair):
+    with pytest.warns(UserWarning, match=r"None of these images.*0\.1 of 4 is less than one"):
+        model = dg.cascade(*pair, images(4), 0.1)
+    assert model.confidence.numpy() == 0
+
+
+def test_networks_of_other_images_or_answers_are_refused(pair):
+    free = [network(w, input_shape=(None, None, 3)) for w in ("path", "chain")]
+    with pytest.raises(ValueError, match="`second` must take preprocessed images"):
+        dg.Cascade(free[0], free[1].with_preprocessing())
+    layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3), keras.layers.Softmax()]
+    with pytest.raises(ValueError, match=r"`first` must answer with logits"):
+        dg.Cascade(keras.Sequential([keras.Input((16, 16, 3)), *layers]), pair[1])
+
+
+def test_raw_pixels_as_floats_are_warned_of(pair):
+    x = images(12)
+    with pytest.warns(UserWarning, match=r"values of up to 2\d\d.*are they raw"):
+        dg.cascade(*pair, 255 * np.abs(x) / np.abs(x).max(), 0.25)
+
+
+def test_a_threshold_that_is_set_later_is_in_force_in_predict():
+    options = {"input_shape": (16, 16, 3)}
+    first = randomize(create("resnet_cifar_path", wiring="dynamic", **options), scale=0.3)
+    model = dg.Cascade(first, network("chain", 1, **options), 0.0)
+    x = images(8)
+    before = model.predict(x, verbose=0)
+    first.set_threshold(0.6)
+    after = model.predict(x, verbose=0)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, model(x), atol=1e-5)
+
+
+def test_answers_in_sixteen_bits_are_taken(pair):
+    given = keras.Input((16, 16, 3))
+    half = [keras.Model(given, keras.ops.cast(m(given), "float16")) for m in pair]
+    x = images(12)
+    expected = softmax(dg.cascade(*pair, x, 0.25), x)
+    np.testing.assert_allclose(softmax(dg.cascade(*half, x, 0.25), x), expected, atol=1e-2)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, images, weight
+from catalog import create, images, randomize, weight
 from conftest import SHARED
 
 import dgnet_keras as dg
@@ -143,6 +143,12 @@ def test_a_node_that_is_off_saves_its_router_too():
     block, edge, router = 16 * 16 * 2 * 9 * 4 * 4, 16 * 16 * 4, 2 * 4
     counted = dg.count_macs(model, images(1))
     assert counted["per_instance"]["macs"] == counted["macs"] - block - 3 * edge - router
+
+
+def test_images_may_be_a_list():
+    model, x = randomize(create("resnet_cifar_path")), images(3)
+    found = dg.count_macs(model, list(x))["per_instance"]["macs"]
+    np.testing.assert_array_equal(found, dg.count_macs(model, x)["per_instance"]["macs"])
 
 
 def test_images_and_an_image_size_are_not_both_taken():

@@ -238,6 +238,66 @@ def test_what_weights_do_not_show_is_warned_of(tmp_path):
         dg.convert.load_weights(same, tmp_path / "model.keras")
 
 
+@pytest.mark.parametrize("wiring", ["dynamic", "learned"])
+def test_a_threshold_that_was_set_later_is_no_weight_and_that_is_said(wiring, tmp_path):
+    source = create(ROW, wiring=wiring)
+    source.set_threshold(0.6)
+    source.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=r"threshold 0\.6 \(here 0\.1\)"):
+        target = create(ROW, wiring=wiring, weights=tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match=r"given the threshold 0\.6 .*keeps its own"):
+        dg.copy_weights(source, target)
+    target.set_threshold(0.6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dg.copy_weights(source, target)
+        dg.convert.load_weights(target, tmp_path / "model.keras")
+        dg.copy_weights(create(ROW, wiring=wiring, threshold=0.3), target)  # was said of each
+        dg.copy_weights(source, create(ROW, wiring="chain"))
+
+
+def threshold_of(model):
+    (threshold,) = {float(s.gates()[0].threshold.numpy()) for s in model.backbone.stages}
+    return threshold
+
+
+def test_a_threshold_of_paths_comes_with_what_it_was_found_for(tmp_path):
+    source = randomize(create("resnet_cifar_path"))
+    source.set_threshold(1.5)
+    same, other = (create("resnet_cifar_path", wiring=w) for w in ("path", "learned_path"))
+    for target, expected in ((same, 1.5), (other, 0.0)):
+        dg.copy_weights(source, target)
+        assert threshold_of(target) == expected
+    for name in ("model.weights.h5", "model.keras"):
+        (source.save if name.endswith(".keras") else source.save_weights)(tmp_path / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of another threshold
+            found = [
+                create("resnet_cifar_path", weights=tmp_path / name, **given)
+                for given in ({}, {"threshold": 0.5})
+            ]
+        assert [threshold_of(model) for model in found] == [1.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("learned", "learned_path"), ("learned_path", "random"), ("random", "learned")],
+)
+def test_wirings_whose_weights_have_one_name_in_files_leave_each_others(source, target, tmp_path):
+    file = tmp_path / "model.weights.h5"
+    trained = randomize(create("resnet_cifar_learned", wiring=source))
+    trained.save_weights(file)
+    wanted = create("resnet_cifar_learned", wiring=target, seed=3)
+    before = {v.path: v.numpy() for v in wanted.weights}
+    with pytest.warns(UserWarning, match=r"weights of another wiring.*left out"):
+        dg.convert.load_weights(wanted, file)
+    blocks = {v.path: v.numpy() for v in trained.weights}
+    for variable in wanted.weights:
+        is_wiring = dg.convert.is_wiring_weight(variable.path)
+        expected = (before if is_wiring else blocks)[variable.path]
+        np.testing.assert_array_equal(variable, expected)
+
+
 @pytest.mark.parametrize(
     ("wiring", "name", "message"),
     [

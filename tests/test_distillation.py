@@ -61,6 +61,21 @@ def test_the_doubt_is_the_teachers():
     np.testing.assert_allclose(budget, expected, rtol=1e-5)
 
 
+def test_it_reaches_a_model_with_preprocessing_that_has_been_trained():
+    student, teacher = tiny("chain"), randomize(tiny("chain", seed=1), scale=2.0)
+    whole = student.with_preprocessing()
+    whole.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    whole.optimizer.learning_rate = 0.0
+    x = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), "uint8")
+    whole.fit(x, LABELS, verbose=0)
+    student.distill_from(teacher, weight=1e4)
+    (loss,) = whole.fit(x, LABELS, verbose=0).history["loss"]
+    assert loss > 100
+    student.distill_from(None)
+    (loss,) = whole.fit(x, LABELS, verbose=0).history["loss"]
+    assert loss < 100
+
+
 def test_fit_learns_from_the_teacher_and_leaves_it_as_it_is():
     """Without labels that say anything, the student comes near to the teacher."""
     teacher = randomize(tiny("chain", seed=1), scale=2.0)
@@ -103,6 +118,19 @@ def test_any_keras_model_of_the_images_may_teach():
     assert np.isfinite(found.history["loss"][0])
 
 
+def ending(activation):
+    layers = [
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(3, activation, name="answer"),
+    ]
+    return keras.Sequential([keras.Input((16, 16, 3)), *layers])
+
+
+def behind_preprocessing():
+    teacher = tiny("chain", input_shape=(None, None, 3))
+    return teacher.with_preprocessing()
+
+
 def other_mean():
     teacher = tiny("chain")
     teacher.preprocessing = dg.Preprocessing((16, 16), mean=(0.1, 0.2, 0.3))
@@ -115,6 +143,8 @@ def other_mean():
         (lambda: tiny("chain", num_classes=5), {}, "the logits of 3 classes"),
         (lambda: tiny("chain", input_shape=(32, 32, 3)), {}, r"images of the shape \(16, 16, 3\)"),
         (other_mean, {}, "same mean and standard deviation"),
+        (lambda: ending("softmax"), {}, r"must answer with logits.*softmax, of the layer 'answer'"),
+        (lambda: behind_preprocessing(), {}, r"must take preprocessed images.*get_layer\('resnet"),
         (lambda: "static.keras", {}, r"must be a `keras.Model`. Received: 'static.keras'"),
         (lambda: tiny("chain"), {"temperature": 0.0}, "`temperature` must be a number above 0"),
         (lambda: tiny("chain"), {"weight": -1.0}, "`weight` must be a number of at least 0"),

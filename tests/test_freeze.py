@@ -44,6 +44,18 @@ def test_the_nodes_that_most_images_take_are_kept(capsys):
     assert isinstance(backbone, dg.Backbone) and "predictions" not in capsys.readouterr().out
 
 
+def test_of_one_class_the_side_of_its_logit_is_the_prediction(capsys):
+    options = {"depths": (6,), "widths": (8,), "num_classes": 1}
+    model = randomize(create("resnet_cifar_path", **options), seed=1, scale=0.5)
+    x = images(200)
+    dg.calibrate(model, x, macs=0.6)
+    model.get_layer("logits").bias.assign_sub(np.median(model(x).numpy(), axis=0))
+    frozen = dg.freeze(model, x)
+    same = np.mean((model(x).numpy() > 0) == (frozen(x).numpy() > 0))
+    assert same < 1
+    assert f"{same:.1%} of the predictions" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("wiring", ["chain", "dynamic", "complete"])
 def test_other_wirings_are_refused(wiring):
     with pytest.raises(ValueError, match=f"Received: wiring='{wiring}'"):

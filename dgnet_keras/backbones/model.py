@@ -1,6 +1,7 @@
 """Model of preprocessed images: base of backbones and classifiers."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -87,7 +88,11 @@ class GraphModel(keras.Model):
 
     @property
     def macs_target(self) -> float | None:
-        """Share of MACs that training is to reach; None: there is no loss for it. Settable."""
+        """Share of MACs that training is to reach; None: there is no loss for it. Settable.
+
+        A model of Keras's that holds this one, other than `with_preprocessing` makes, must then be
+        compiled again.
+        """
         return None if self.budget is None else self.budget.target
 
     @macs_target.setter
@@ -95,12 +100,22 @@ class GraphModel(keras.Model):
         if self.budget is not None and value is not None:
             self.budget.set_target(self, value)
             return
+        holders = (m for s in stages_of(self) for m in s.models if m is not self)
+        if value is not None and any(getattr(m, "backbone", None) is self for m in holders):
+            raise ValueError(
+                "The budget of a classifier is its own, and one of its backbone would do nothing: "
+                f"set `macs_target` of the classifier. Received: {value!r} for its backbone"
+            )
         parts = self.macs_weight, self._macs_spread
         self._set("budget", None if value is None else Budget(self, value, *parts))
         if self.budget is not None:
             both = keras.Model(self.input, [self.output, dict(self.adjacency_outputs)])
             # As a function: Keras would save the layers by the name of a model's attribute.
             self._set("_with_adjacency", lambda *args, **kwargs: both(*args, **kwargs))
+        self._trace_anew()
+
+    def _trace_anew(self):
+        """Has every model that shares the stages trace its functions again."""
         for model in {model for stage in stages_of(self) for model in stage.models}:
             trace_anew(model)
 
@@ -121,6 +136,16 @@ class GraphModel(keras.Model):
         """As `keras.Model.metrics`, with the share of MACs where there is a budget."""
         return super().metrics + ([] if self.budget is None else [self.budget.share])
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; stopped in the middle, it leaves the budget as after its end."""
+        try:
+            return super().fit(*args, **kwargs)
+        except BaseException:  # no callback is told
+            if self.budget is not None:
+                self.budget.reset()
+            raise
+
     def train_step(self, *args: Any) -> Any:
         """As `keras.Model.train_step`; measures the share of MACs where there is a budget."""
         with self._measuring():
@@ -140,11 +165,11 @@ class GraphModel(keras.Model):
 
     def _call(self, inputs, training, mask, doubt=None):
         """`call`; `doubt` is that of `call_with_budget`."""
-        for images in keras.tree.flatten(inputs):
-            check_preprocessed(images)
+        (images,) = keras.tree.flatten(inputs)
+        check_preprocessed(images)
         if self.budget is None or not (training or self.budget.is_measuring):
             return super().call(inputs, training=training, mask=mask)
-        outputs, loss, _ = self.call_with_budget(inputs, training=training, doubt=doubt)
+        outputs, loss, _ = self.call_with_budget(images, training=training, doubt=doubt)
         self._add_loss(loss)
         return outputs
 

@@ -23,9 +23,9 @@ _EPSILON = 1e-5
 class PathRouter(keras.layers.Layer):
     """Global average pooling, normalisation, Dense, ReLU, Dense: one logit a sample.
 
-    The normalisation is over the batch in training, and by moving statistics in inference. All is
-    computed in float32 under every dtype policy. Features get no gradient from here. This form of
-    router is this implementation's own definition.
+    The normalisation is over the batch in training; in inference, and for a batch of one sample,
+    which has no spread, by moving statistics. All is computed in float32 under every dtype policy.
+    Features get no gradient from here. This form of router is this implementation's own definition.
 
     Args:
         hidden_units: of the first dense layer.
@@ -90,15 +90,17 @@ class PathRouter(keras.layers.Layer):
         dtype = gate_dtype(self.compute_dtype)
         pooled = tf.cast(pool(tf.stop_gradient(inputs)), dtype)
         pooled = tf.reshape(pooled, [-1, self.moving_mean.shape[0]])
+        moving = self.moving_mean, self.moving_variance
+        mean, variance = kept = [tf.cast(v.value, dtype) for v in moving]
         if training and self.trainable:
-            mean, variance = tf.nn.moments(pooled, axes=[0])
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                kept = tf.cast(moving.value, dtype)
-                moving.assign(kept * _MOMENTUM + new * (1 - _MOMENTUM))
-        else:
+            several = tf.shape(pooled)[0] > 1
+            own = tf.nn.moments(pooled, axes=[0])
             mean, variance = (
-                tf.cast(v.value, dtype) for v in (self.moving_mean, self.moving_variance)
+                tf.where(several, new, old) for new, old in zip(own, kept, strict=True)
             )
+            for variable, new, old in zip(moving, (mean, variance), kept, strict=True):
+                moved = old * _MOMENTUM + new * (1 - _MOMENTUM)
+                variable.assign(tf.where(several, moved, old))
         x = (pooled - mean) * tf.math.rsqrt(variance + _EPSILON)
         kernel, hidden_bias, weights, bias = (
             tf.cast(v.value, dtype)

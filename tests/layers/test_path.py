@@ -214,6 +214,19 @@ def test_the_router_normalises_over_the_batch_and_gives_features_no_gradient(x):
     np.testing.assert_allclose(router.moving_mean, 0.1 * pooled.mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_one_sample_leaves_the_routers_statistics_as_they_are(x):
+    """Its spread is 0, and inference would divide by what became of it."""
+    router = PathRouter()
+    router(x, training=True)
+    before = [v.numpy() for v in (router.moving_mean, router.moving_variance)]
+    router.kernel.assign(np.ones(router.kernel.shape))
+    for _ in range(3):
+        found = router(x[:1], training=True)
+    for variable, value in zip((router.moving_mean, router.moving_variance), before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    np.testing.assert_allclose(found, router(x[:1]), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
