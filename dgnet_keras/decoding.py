@@ -46,6 +46,12 @@ def decode_image(encoded: tf.Tensor | bytes, channels: int) -> tf.Tensor:
             lambda: tf.io.decode_image(encoded, 1, expand_animations=False),
             lambda: _decode_grey(encoded),  # which TensorFlow refuses to
         )
+    elif channels == 3:
+        pixels = tf.cond(
+            _starts_with(encoded, b"RIFF"),
+            lambda: _decode_webp(encoded),
+            lambda: tf.io.decode_image(encoded, 3, expand_animations=False),
+        )
     else:
         pixels = tf.io.decode_image(encoded, channels, expand_animations=False)
     pixels = tf.ensure_shape(pixels, (None, None, channels))
@@ -172,6 +178,12 @@ def _exif_segment(encoded):
 @_rarely
 def _decode_grey(encoded):
     return tf.image.rgb_to_grayscale(decode_image(encoded, 3))
+
+
+@_rarely
+def _decode_webp(encoded):
+    """Its colours; how opaque they are is left out, as of other formats."""
+    return tf.io.decode_image(encoded, 0, expand_animations=False)[..., :3]
 
 
 @_rarely

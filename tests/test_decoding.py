@@ -127,3 +127,19 @@ def test_every_kind_of_file_is_decoded_in_grey(kind):
     found = decoding.decode_image(content, 1)
     assert found.shape == (48, 32, 1)
     np.testing.assert_allclose(found[..., 0], grey, atol=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_loses_what_says_how_opaque_it_is(channels, lossless):
+    alpha = RNG.integers(1, 256, (*PIXELS.shape[:2], 1), "uint8")
+    content = encode(
+        np.concatenate([PIXELS, alpha], axis=-1), "webp", lossless=lossless, exact=True
+    )
+    shown = Image.open(io.BytesIO(content))
+    assert shown.mode == "RGBA"
+    expected = np.asarray(shown)[..., :3]
+    if channels == 1:
+        expected = tf.image.rgb_to_grayscale(expected)
+    found = decoding.decode_image(content, channels)
+    np.testing.assert_allclose(np.int64(found), np.int64(expected), atol=3)

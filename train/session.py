@@ -46,12 +46,13 @@ class Session:
         # Bound to the terminal now: Orbit's output is redirected during training.
         self.console = Console(file=sys.stdout, quiet=not self.is_chief)
 
-    def finished(self, recipe, data, **init):
+    def finished(self, recipe, data, fingerprints=None, **init):
         """Results of the finished run in the workdir, a dict; None if there is something to do.
 
         Args:
             recipe: of the run.
             data: dict, by which the data can be told from others.
+            fingerprints: dict of what to a hash of its content, or None.
             **init: weights that the run starts from, by the name of the option, or None.
 
         Raises:
@@ -59,6 +60,7 @@ class Session:
         """
         init = {name: None if path is None else str(path) for name, path in init.items()}
         self.config = {**json.loads(recipe.to_json()), **init, "data": data}
+        self.config["fingerprints"] = {k: v for k, v in (fingerprints or {}).items() if v}
         defaults = {
             field.name: field.default
             for field in dataclasses.fields(recipe)

@@ -10,7 +10,7 @@ from dgnet_keras import convert
 from dgnet_keras.paths import usable_path
 from dgnet_keras.timm import is_hub_name
 from train import checkpoints
-from train.workdir import atomic_file
+from train.workdir import atomic_file, read_json
 
 BEST_WEIGHTS = "best.weights.h5"
 
@@ -36,6 +36,7 @@ def load_initial_weights(model, path, option="--init-from"):
     if is_hub_name(str(path)):
         return dg.convert.load_weights(model, str(path))
     path = pathlib.Path(usable_path(option, path))
+    path = path if path.name else path.resolve()  # of "."
     if path.with_name(path.name + ".index").exists():
         values = checkpoints.read_model_weights(path)
         classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None
@@ -52,6 +53,25 @@ def load_initial_weights(model, path, option="--init-from"):
             )
         path = found[0]
     return dg.convert.load_weights(model, path)
+
+
+def content_sha256(path):
+    """A hash of weights that lie under a name.
+
+    Args:
+        path: see `load_initial_weights`, or None.
+
+    Returns:
+        String: of a finished run's folder what its `results.json` says, of a file its SHA-256. None
+        where that cannot be told: of checkpoints, hub names, and what is gone.
+    """
+    path = None if path is None or is_hub_name(str(path)) else pathlib.Path(path)
+    if path is None or not path.exists():
+        return None
+    if path.is_dir():
+        return read_json(path / "results.json", {}).get("weights_sha256")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checkpoints_beside(path):

@@ -6,6 +6,8 @@ import os
 
 from train.strategies import is_chief
 
+_OF_A_RUN = ("results.json", "history.json", "checkpoints", "model.keras", "export")
+
 
 @contextlib.contextmanager
 def atomic_file(path):
@@ -40,7 +42,8 @@ def check_workdir(config, workdir, defaults=None):
     """Makes sure that the workdir is new or holds a run of this recipe on this data.
 
     Args:
-        config: dict, what `config.json` of this run holds.
+        config: dict, what `config.json` of this run holds. Its `fingerprints`, a dict of what to a
+            hash of its content, are compared where both runs have one.
         workdir: `pathlib.Path`.
         defaults: dict of what a key meant where a folder, of an earlier version, has none.
 
@@ -53,12 +56,20 @@ def check_workdir(config, workdir, defaults=None):
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir must be a folder. Received: the file {workdir}")
     path = workdir / "config.json"
+    if not path.exists() and (left := [name for name in _OF_A_RUN if (workdir / name).exists()]):
+        raise ValueError(
+            f"{workdir} has what a run left, but no config.json that says which run: choose "
+            f"another --workdir. Received: a folder with {', '.join(left)}"
+        )
     try:
         there = read_json(path, config)
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON of a run's recipe: {error}") from error
-    there = {**(defaults or {}), **there}
-    differences = [
+    there, config = {**(defaults or {}), **there}, dict(config)
+    old, new = (found.pop("fingerprints", {}) for found in (there, config))
+    changed = [key for key in new if old.get(key, new[key]) != new[key]]
+    differences = [f"{key}: other content under the same name" for key in changed]
+    differences += [
         f"{key}: {json.dumps(there.get(key))} there, {json.dumps(config.get(key))} here"
         for key in sorted({*there, *config})
         if there.get(key) != config.get(key)

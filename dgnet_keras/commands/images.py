@@ -5,6 +5,7 @@ import sys
 from dgnet_keras.commands.paths import existing
 from dgnet_keras.paths import readable
 
+SPLITS = {"train", "test", "val", "validation"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 
 
@@ -20,6 +21,11 @@ def labelled_files(folder, limit):
     if folder.is_file():
         return [folder], None, None
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    if classes and set(classes) <= SPLITS:
+        raise ValueError(
+            f"Images must be those of one split. Received: {folder}, which has "
+            f"{', '.join(classes)}: give {folder / classes[0]}, say"
+        )
     found = [
         (path, label)
         for label, name in enumerate(classes or [""])

@@ -44,7 +44,7 @@ def plot_command(args):
     from dgnet_keras.adjacencies import check_network
     from dgnet_keras.complexity import model_costs
 
-    output = output_folder(args.output)
+    output = output_folder(args.output, [args.images])
     paths, labels, class_names = labelled_files(args.images, args.limit)
     model = load_model(args.model)
     check_network(model, "adjacency_outputs")

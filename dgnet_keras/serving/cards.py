@@ -27,7 +27,7 @@ def training_record(config: Mapping[str, Any], results: Mapping[str, Any]) -> di
     Returns:
         Dict: `recipe`, `data`, `metrics`.
     """
-    recipe = {k: v for k, v in config.items() if k != "data"}
+    recipe = {k: v for k, v in config.items() if k not in ("data", "fingerprints")}
     data = {k: v for k, v in config.get("data", {}).items() if k != "class_names"}
     return {"recipe": recipe, "data": data, "metrics": results}
 

@@ -45,6 +45,15 @@ def test_plot_draws_what_images_take(saved, image_folder, tmp_path, capsys):
     assert "0.png cannot be decoded" in answer.err
 
 
+def test_plot_does_not_draw_where_it_looks(saved, image_folder):
+    with pytest.raises(SystemExit, match="another folder than that of the images"):
+        main(["plot", str(saved), str(image_folder), "--output", str(image_folder / "pictures")])
+    with pytest.raises(SystemExit, match=r"those of one split.*has test, train: give .*test"):
+        for name in ("train", "test"):
+            (image_folder / "data" / name).mkdir(parents=True)
+        main(["plot", str(saved), str(image_folder / "data")])
+
+
 def test_plot_takes_a_run_and_a_flat_folder_and_warns_of_collapsed_routers(
     image_folder, tmp_path, capsys
 ):

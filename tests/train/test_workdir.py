@@ -36,6 +36,25 @@ def test_a_folder_takes_one_recipe_on_one_set_of_data(tmp_path):
         check_workdir(config, tmp_path)
 
 
+def test_a_folder_takes_no_other_content_under_the_same_names(tmp_path):
+    config = {"data": {}, "fingerprints": {"the test images": "a", "init_from": "b"}}
+    write_json(tmp_path / "config.json", config)
+    check_workdir(config, tmp_path)
+    check_workdir({"data": {}, "fingerprints": {"init_from": "b"}}, tmp_path)  # the other is gone
+    check_workdir({"data": {}, "fingerprints": {"distill_from": "c"}}, tmp_path)
+    with pytest.raises(ValueError, match="differ in the test images: other content"):
+        check_workdir({"data": {}, "fingerprints": {"the test images": "c"}}, tmp_path)
+    write_json(tmp_path / "config.json", {"data": {}})  # of an older version
+    check_workdir(config, tmp_path)
+
+
+@pytest.mark.parametrize("left", ["results.json", "checkpoints", "export"])
+def test_a_run_without_its_recipe_is_no_new_folder(left, tmp_path):
+    (tmp_path / left).mkdir()
+    with pytest.raises(ValueError, match=f"no config.json that says which run.*with {left}"):
+        check_workdir({}, tmp_path)
+
+
 def test_a_folder_of_an_older_version_lacks_keys_that_came_later(tmp_path):
     write_json(tmp_path / "config.json", {"wiring": "dynamic"})
     defaults = {"wiring": "chain", "macs_target": None}

@@ -22,7 +22,7 @@ from train.classification.run import configure, train
 from train.classification.sources import check_static, find_source
 from train.turns import in_turns
 from train.weights import load_initial_weights
-from train.workdir import atomic_file, write_json
+from train.workdir import atomic_file, read_json, write_json
 
 # The settings that were measured.
 RECIPE = RECIPES["cifar10_resnet56_path"]
@@ -32,6 +32,13 @@ FEWEST_EPOCHS, FEWEST_UPDATES = 10, 1500  # of the paths; see docs/paths.md for 
 BY_CHANCE = 1.2  # times the accuracy of guessing
 TIMED = (1, 32)  # images a call
 TURNS, SECONDS = 60, 30
+# What `overrides` cannot say.
+_OWN = {
+    "macs_target": "The share of multiply-adds is said by `macs` (--macs)",
+    "model": "The variant is said by `model` (--model), where the network does not say it",
+    "distill_from": "The paths learn from the network that they are made of",
+    "distill_model": "The paths learn from the network that they are made of",
+}
 AGAIN = 0.1  # of the images, which the static network is asked about too
 
 
@@ -81,6 +88,7 @@ def adapt(
     found = find_source(source, model)
     check_static(found, source)
     data, recipe = _prepared(found, data_dir, macs, epochs, overrides)
+    create_model(recipe, len(data.class_names))  # what cannot be is said before anything is trained
     configure(recipe)
     tf.get_logger().setLevel("ERROR")  # it takes functions of several models for one traced anew
     options = {"data_dir": data_dir, "strategy": strategy, "summary": False}
@@ -133,6 +141,12 @@ def _static(found, source, recipe, data, folder, fit_epochs, console, options):
             f"than those of {source}. Received: fit_epochs={fit_epochs}"
         )
     if fit_epochs:
+        paths = read_json(folder.parent / "paths" / "config.json", {})
+        if paths and paths.get("init_from") != str(folder):
+            raise ValueError(
+                f"{folder.parent} holds paths of a network that was not fitted to these images: "
+                f"choose another workdir. Received: fit_epochs={fit_epochs}"
+            )
         console.rule(f"The static network, fitted to these images in {fit_epochs} epochs")
         static = dataclasses.replace(
             static,
@@ -155,6 +169,10 @@ def _static(found, source, recipe, data, folder, fit_epochs, console, options):
 
 def _prepared(found, data_dir, macs, epochs, overrides):
     """The data, and the recipe of the paths for it."""
+    for item in overrides:
+        key = item.partition("=")[0].partition(".")[0]
+        if key in _OWN:
+            raise ValueError(f"{_OWN[key]}. Received: --set {item}")
     shape = found.settings.get("input_shape") or _usual_shape(found.model)
     large = min(shape[:2]) > SMALL
     changes = {
@@ -244,6 +262,7 @@ def _write_cascade(model, folder, class_names):
     folder.mkdir(exist_ok=True)
     with atomic_file(folder / "model.keras") as scratch:
         model.save(scratch)
+    write_json(folder / "config.json", {"data": {"class_names": list(class_names)}})
     shutil.rmtree(folder / "export", ignore_errors=True)
     dg.export_saved_model(model, folder / "export", labels=list(class_names))
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 import dgnet_keras as dg
-from dgnet_keras.layers.wiring import PATHS
+from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from train.classification import input_pipeline
 
 MAX_IMAGES = 2048
@@ -28,6 +28,9 @@ def calibrate_run(run):
     threshold = found["threshold"]
     metrics = {value: run.evaluate_at(value) for value in _around(run.model, threshold)}
     run.evaluate_at(threshold)  # which leaves the model so
+    if run.model.wiring in BY_IMAGE:
+        health = {finding.kind: finding.message for finding in run.evaluator.findings}
+        metrics[threshold] = {**metrics[threshold], "router_health": health}
     return {
         "threshold": threshold,
         "training_share_of_macs": found["macs"],

@@ -34,6 +34,11 @@ def load_data(recipe, data_dir=None):
     kind, _, name = recipe.dataset.partition(":")
     data_dir = data_dir and usable_path("--data-dir", data_dir, any_bytes=kind == "folder")
     if kind == "digits":
+        if data_dir is not None:
+            raise ValueError(
+                "The digits come with scikit-learn: leave out --data-dir, or read that folder with "
+                f"--set dataset=folder. Received: {data_dir}"
+            )
         data = _load_digits()
     elif kind == "folder":
         data = _load_folder(data_dir)

@@ -14,10 +14,11 @@ from train.classification import datasets, input_pipeline, report, task
 from train.classification.findings import check_data
 from train.classification.model import create_model, create_teacher, trained_variables
 from train.classification.optimizers import create_optimizer
+from train.classification.sources import check_teacher, other_classes
 from train.loop import Run
 from train.session import Session
 from train.strategies import averaging, is_chief, moved
-from train.weights import BEST_WEIGHTS, load_initial_weights, save_weights
+from train.weights import BEST_WEIGHTS, content_sha256, load_initial_weights, save_weights
 from train.workdir import read_json, write_json
 
 
@@ -46,10 +47,16 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     """
     session = Session(workdir, strategy)
     data = datasets.load_data(recipe, data_dir)
-    findings = check_data(data, recipe, init_from)
+    findings = [*check_data(data, recipe, init_from), *other_classes(init_from, data.class_names)]
+    check_teacher(recipe, data.class_names)
     results = session.finished(
         recipe,
         init_from=init_from,
+        fingerprints={
+            "the training images": data.train.fingerprint(),
+            "the test images": data.test.fingerprint(),
+            "distill_from": content_sha256(recipe.distill_from),
+        },
         data={
             "class_names": list(data.class_names),
             "train_images": len(data.train),
@@ -62,6 +69,11 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         configure(recipe)
         run = ClassificationRun(recipe, data, session.strategy, init_from)
         run.restore(session.workdir)  # before the workdir is claimed
+        if not run.step and (session.workdir / "export" / "1").exists():
+            raise ValueError(
+                f"{session.workdir} has the model of a run whose checkpoints are gone: choose "
+                "another --workdir, or move what is there"
+            )
         with session.training(run) as rows:
             _tell(run, rows, session.console)
         run.finish()

@@ -10,7 +10,9 @@ from dgnet_keras.layers.wiring import ROUTED
 from dgnet_keras.paths import usable_path
 from dgnet_keras.timm import HUB_FILE, hub_file, is_hub_name, timm_config
 from dgnet_keras.variants import family_of
-from dgnet_keras.weights import backbone_config, saved_config
+from dgnet_keras.weight_files import backbone_config, saved_config
+from train.classification.model import preprocessing_of
+from train.weights import BEST_WEIGHTS
 from train.workdir import read_json
 
 TOLD = ("model", "model_overrides", "input_shape", "mean", "std", "crop", "init")
@@ -62,6 +64,7 @@ def find_source(source, model=None):
         path = pathlib.Path(hub_file(name, HUB_FILE))
     else:
         path = pathlib.Path(usable_path("SOURCE", name))
+        path = path if path.name else path.resolve()  # of "."
     existing(path)
     if path.is_dir():
         found = _of_run(path)
@@ -84,6 +87,63 @@ def check_static(found, source):
             "A static network is needed, of wiring 'chain'. "
             f"Received: {source}, of wiring {found.wiring or 'another'!r}"
         )
+
+
+def check_teacher(recipe, class_names):
+    """Raises `ValueError` if `distill_from` says that it is of other classes or other pixels."""
+    found = None if recipe.distill_from is None else _as_far_as_it_says(recipe.distill_from)
+    if found is None:
+        return
+    pixels = {key: found.settings.get(key) for key in ("mean", "std")}
+    own, other = (
+        (preprocessing.mean, preprocessing.std)
+        for preprocessing in map(preprocessing_of, (recipe, dataclasses.replace(recipe, **pixels)))
+    )
+    if own != other:
+        raise ValueError(
+            "distill_from must be a network of images of the same mean and standard deviation, "
+            f"{own}. Received: {recipe.distill_from}, of {other}"
+        )
+    if found.class_names not in (None, tuple(class_names)):
+        raise ValueError(
+            "distill_from must be a network of the same classes in the same order, "
+            f"{_shown(class_names)}. Received: {recipe.distill_from}, of "
+            f"{_shown(found.class_names)}"
+        )
+
+
+def other_classes(init_from, class_names):
+    """List of a sentence that the classifier at `init_from` is of other classes, or empty.
+
+    Where their number is another, the classifier is not loaded, which is said elsewhere.
+    """
+    found = None if init_from is None else _as_far_as_it_says(init_from)
+    names = found and found.class_names
+    if names is None or len(names) != len(class_names) or names == tuple(class_names):
+        return []
+    return [
+        f"{init_from} was trained on other classes, or in another order: {_shown(names)}. Here "
+        f"they are {_shown(class_names)}. Its classifier starts from theirs."
+    ]
+
+
+def _as_far_as_it_says(source):
+    """The `Source` of a run, what lies in one, or a `.keras` file; None where nothing tells."""
+    path = pathlib.Path(source)
+    if path.with_name(f"{path.name or '.'}.index").exists():  # of a checkpoint
+        path = path.parent.parent
+    elif path.name == BEST_WEIGHTS:
+        path = path.parent
+    try:
+        if (path / "config.json").exists():
+            return _of_run(path)
+        return _of_keras(path) if path.suffix == ".keras" and path.exists() else None
+    except ValueError:  # loading says best what is wrong
+        return None
+
+
+def _shown(names):
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def settled(recipe, overrides, init_from, workdir):
@@ -114,6 +174,7 @@ def settled(recipe, overrides, init_from, workdir):
 def _tells(recipe, is_set, init_from, config_file):
     """Dict of a recipe's keys to what the network at `init_from` says of them."""
     path = pathlib.Path(init_from)
+    path = path if path.name else path.resolve()  # of "."
     if path.with_name(path.name + ".index").exists():
         path = path.parent.parent  # the run of a checkpoint
         if not (path / "config.json").exists():

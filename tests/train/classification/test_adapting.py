@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import dgnet_keras as dg
 from dgnet_keras.__main__ import main
+from dgnet_keras.commands.models import class_names, run_record
 from train.classification.adapted import picture, verdict
 from train.classification.adapting import RECIPE, schedule
 from train.classification.recipes import get_recipe
@@ -91,6 +92,7 @@ def test_both_are_evaluated_and_timed_and_the_paths_are_exported(static, adapted
         assert min(row["milliseconds"].values()) > 0
     for name in ("paths", "cascade"):
         assert (folder / name / "export" / "1" / "saved_model.pb").exists()
+        assert class_names(run_record(folder / name)[0]) == ["four", "one", "zero"]
     config = json.loads((folder / "paths" / "config.json").read_text())
     assert config["distill_from"] == config["init_from"] == str(static)
     assert config["model_overrides"] == {"depths": [1, 3], "widths": [8, 16]}
@@ -196,6 +198,32 @@ def test_a_network_without_named_classes_must_know_the_data(static, digits, tmp_
     assert not (tmp_path / "out" / "paths").exists()
     with pytest.raises(SystemExit, match=r"others than those of .*Received: fit_epochs=0"):
         adapt(static, other, tmp_path / "out", "--fit-epochs", "0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--macs", "0.1", "--fit-epochs", "4"], r"always run cost 0\.\d+"),
+        (
+            ["--set", "macs_target=0.7"],
+            r"said by `macs` \(--macs\)\. Received: --set macs_target=0",
+        ),
+        (["--set", "distill_from=x"], "learn from the network that they are made of"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(
+    static, digits, tmp_path, flags, message
+):
+    with pytest.raises(SystemExit, match=message):
+        adapt(static, digits, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_of_the_network_as_it_was_are_not_fitted_over(static, digits, adapted):
+    folder, _ = adapted
+    with pytest.raises(SystemExit, match="paths of a network that was not fitted"):
+        adapt(static, digits, folder, "--macs", "0.8", "--fit-epochs", "2")
+    assert not (folder / "static").exists()
 
 
 def test_times_are_of_the_models_as_they_are(static, digits):

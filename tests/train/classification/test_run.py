@@ -1,6 +1,8 @@
 """A whole run, on digits, with a tiny model."""
 
+import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -67,6 +69,30 @@ def test_mean_and_deviation_of_the_recipe_reach_everything(classified):
     card = json.loads((workdir / "export" / "1" / "model_card.json").read_text())
     for found in (card["preprocessing"], results["preprocessing"]):
         assert (found["mean"], found["std"]) == ([0.25] * 3, [0.4] * 3)
+
+
+def test_a_new_run_beside_the_model_of_another_is_refused(classified, tmp_path):
+    recipe, workdir, _ = classified
+    (tmp_path / "export" / "1").mkdir(parents=True)
+    shutil.copy(workdir / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"the model of a run whose checkpoints are gone"):
+        train(recipe, tmp_path)
+
+
+def test_other_images_under_the_same_names_are_other_data(classified, monkeypatch):
+    recipe, workdir, _ = classified
+    data = datasets.load_data(recipe)
+    pixels = data.test.images.copy()
+    pixels[0, 0, 0] += 1
+    other = dataclasses.replace(data, test=dataclasses.replace(data.test, images=pixels))
+    monkeypatch.setattr(datasets, "load_data", lambda *_: other)
+    with pytest.raises(ValueError, match="differ in the test images: other content"):
+        train(recipe, workdir)
+
+
+def test_digits_lie_in_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"leave out --data-dir, or .*dataset=folder"):
+        train(get_recipe("digits_resnet20"), tmp_path / "run", data_dir=str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,13 @@ from catalog import images, randomize, write_timm_file
 
 import dgnet_keras as dg
 from train.classification.recipes import get_recipe
-from train.classification.sources import check_static, find_source, settled
+from train.classification.sources import (
+    check_static,
+    check_teacher,
+    find_source,
+    other_classes,
+    settled,
+)
 from train.weights import load_initial_weights
 
 SIZES = {"depths": (1, 2), "widths": (4, 8), "input_shape": (16, 16, 3), "num_classes": 3}
@@ -53,6 +59,46 @@ def test_the_folder_of_a_run_tells_its_classes_too(tmp_path):
     assert (found.model, found.class_names) == ("resnet56_cifar", ("cat", "dog"))
     assert found.model_overrides == {"stem_strides": 2}
     assert found.settings["input_shape"] == (32, 32, 3)
+
+
+def run_folder(folder, **changes):
+    """A folder that says what run it is of, with nothing in it."""
+    recipe = get_recipe("digits_resnet20", ["wiring=chain"])
+    config = {**json.loads(recipe.to_json()), "data": {"class_names": ["cat", "dog"]}, **changes}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "best.weights.h5", "checkpoints/ckpt-7"])
+def test_a_teacher_of_other_pixels_or_classes_is_refused(inside, tmp_path):
+    teacher = run_folder(tmp_path / "teacher", mean=[0.5], std=[0.25])
+    (teacher / "checkpoints").mkdir()
+    (teacher / "checkpoints" / "ckpt-7.index").touch()
+
+    def check(names, *settings):
+        settings = [f"distill_from={teacher / inside}", *settings]
+        check_teacher(get_recipe("digits_resnet20", settings), names)
+
+    check(("cat", "dog"), "mean=[0.5]", "std=[0.25]")
+    with pytest.raises(ValueError, match=r"mean and standard deviation, \(\(0\.48.*\(\(0\.5, "):
+        check(("cat", "dog"))
+    with pytest.raises(ValueError, match=r"same classes.*, dog, cat\. Received.*of cat, dog"):
+        check(("dog", "cat"), "mean=[0.5]", "std=[0.25]")
+
+
+def test_a_start_from_other_classes_is_said(saved, tmp_path):
+    folder = run_folder(tmp_path / "run")
+    assert other_classes(folder, ("cat", "dog")) == []
+    assert other_classes(folder, ("cat", "dog", "emu")) == []  # its classifier is left out
+    assert other_classes(saved, ("dog", "cat")) == []  # does not say
+    (sentence,) = other_classes(folder, ("dog", "cat"))
+    assert "other classes, or in another order: cat, dog. Here they are dog, cat" in sentence
+
+
+def test_the_folder_one_is_in_is_a_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(run_folder(tmp_path / "run"))
+    assert find_source(".").class_names == ("cat", "dog")
 
 
 def test_timm_tells_by_name_and_by_what_lies_beside(tmp_path):
