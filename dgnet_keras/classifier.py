@@ -134,7 +134,8 @@ class Classifier(GraphModel):
         distillation = self._distillation if training else None
         if distillation is None:
             return super().call(inputs, training=training, mask=mask)
-        wanted = distillation.answers(inputs)
+        (images,) = keras.tree.flatten(inputs)
+        wanted = distillation.answers(images)
         outputs = self._call(inputs, training, mask, doubt=doubt_of(wanted))
         self._add_loss(distillation.loss(wanted, outputs))
         return outputs
@@ -204,6 +205,8 @@ class Classifier(GraphModel):
             config["backbone"], custom_objects
         )
         config["backbone"].macs_target = None  # older files had it, and it did nothing
+        if config["num_classes"] == 1:  # likewise
+            config["macs_spread"] = 0.0
         classifier = cls(**config)
         if frozen:
             classifier.freeze(frozen)

@@ -22,8 +22,8 @@ from dgnet_keras.weights import (
     assign_with_head,
     check_edge_scale,
     edge_scale_of,
+    fixed_thresholds,
     is_wiring_weight,
-    moved_thresholds,
 )
 
 NAMED = 3  # differences that are named where the variant is another
@@ -69,8 +69,9 @@ def copy_weights(source: keras.Model, target: keras.Model) -> list[str]:
         raise ValueError(f"Weights of the model {source.name!r} share their paths.")
     check_edge_scale(target, values, edge_scale_of(source))
     copied = assign_weights(target, values, f"model {source.name!r}")
-    moved, own = (moved_thresholds(model) for model in (source, target))
-    if moved and moved != own and any(map(is_wiring_weight, copied)):
+    moved = fixed_thresholds(source, moved=True)
+    other = fixed_thresholds(source) != fixed_thresholds(target)
+    if moved and other and any(map(is_wiring_weight, copied)):
         shown = ", ".join(map(str, sorted(moved)))
         warn(
             f"The model {source.name!r} was given the threshold {shown} by `set_threshold` or "

@@ -117,12 +117,18 @@ def check_logits(name: str, model: keras.Model) -> None:
             f"`{name}` must take preprocessed images. Received: {model.name!r}, which preprocesses "
             f"its images: give the network in it, `model.get_layer({inner[-1].name!r})`"
         )
-    while inner and isinstance(inner[-1], keras.Model):
-        inner = inner[-1].layers
-    for last in inner[-1:]:
-        activation = getattr(last, "activation", None)
-        if isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax:
-            raise ValueError(
-                f"`{name}` must answer with logits. Received: {model.name!r}, which ends in a "
-                f"softmax, of the layer {last.name!r}"
-            )
+    last = _last_operation(model)
+    is_softmax = getattr(last, "activation", None) is keras.activations.softmax
+    if is_softmax or type(last).__name__ == "Softmax":  # the layer, and Keras's operation
+        raise ValueError(
+            f"`{name}` must answer with logits. Received: {model.name!r}, which ends in a softmax"
+        )
+
+
+def _last_operation(model):
+    """What gives a model's output; None of a model that does not tell."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs or not isinstance(outputs[0], keras.KerasTensor):
+        return None
+    operation = outputs[0]._keras_history.operation
+    return _last_operation(operation) if isinstance(operation, keras.Model) else operation

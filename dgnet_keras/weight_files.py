@@ -21,13 +21,14 @@ from dgnet_keras.user_warnings import warn
 from dgnet_keras.weights import (
     assign_with_head,
     check_edge_scale,
+    fixed_thresholds,
     is_wiring_weight,
-    moved_thresholds,
     reading,
 )
 
 # In a .weights.h5 file: routers, gates, and what a graph stage itself holds; the classifier.
 H5_WIRING = re.compile(r"/_(path_)?routers/|/_gates/|^layers/graph_stage(_\d+)?/vars/")
+H5_STAGE = re.compile(r"^layers/graph_stage(_\d+)?/vars/")
 H5_HEAD = re.compile(r"^layers/dense/vars/\d$")
 
 
@@ -77,9 +78,9 @@ def _warn_of_another_network(model, path, config, is_routed):
     specs = json.loads(json.dumps([config.get("spec", {}), own["spec"]]))  # tuples become lists
     pairs |= {k: [s.get(k) for s in specs] for k in specs[1]}
     if config["wiring"] != "chain":
-        pairs["wiring"] = [config["wiring"], own["wiring"]]
+        pairs |= {key: [config.get(key), own[key]] for key in ("wiring", "max_nodes")}
     if is_routed:
-        own_thresholds = moved_thresholds(model) or {backbone.graph_options.resolved_threshold}
+        own_thresholds = fixed_thresholds(model) or {backbone.graph_options.resolved_threshold}
         for saved in sorted(_saved_thresholds(config.get("changes"))) or [config.get("threshold")]:
             pairs["threshold"] = [saved, min(own_thresholds, key=lambda t: t != saved)]
     differ = [f"{k} {a} (here {b})" for k, (a, b) in pairs.items() if a not in (None, b)]
@@ -122,8 +123,8 @@ def load_h5(
     with reading(name, "HDF5"), h5py.File(path) as file:
         # A compiled model's file also holds its optimizer.
         stored = {k: v for k, v in _h5_arrays(file).items() if k.startswith("layers/")}
-    shapes = {v.path: tuple(v.shape) for v in model.weights}
-    names = {n: p for n, p in names.items() if not _of_other_wiring(stored.get(n), p, shapes[p])}
+    if _has_other_stage_weights(model, names, stored):
+        names = {n: path for n, path in names.items() if not H5_STAGE.search(n)}
     values = {names.get(n, n): a for n, a in stored.items() if n in names or not _is_extra(n)}
     check_edge_scale(model, values, edge_scale)
     classes = next((len(a) for n, a in stored.items() if H5_HEAD.match(n) and a.ndim == 1), None)
@@ -142,9 +143,14 @@ def has_wiring(path: str) -> bool:
         return any(H5_WIRING.search(name) for name in _h5_arrays(file))
 
 
-def _of_other_wiring(array, path, shape):
-    """Whether a weight of the wiring stands where another wiring has one of another shape."""
-    return array is not None and array.shape != shape and is_wiring_weight(path)
+def _has_other_stage_weights(model, names, stored):
+    """Whether the weights that stages themselves hold are those of another wiring, or other graphs.
+
+    `learned`, `learned_path` and `random` have theirs under the same names.
+    """
+    shapes = {v.path: tuple(v.shape) for v in model.weights}
+    own = {n: shapes[path] for n, path in names.items() if H5_STAGE.search(n)}
+    return own != {n: array.shape for n, array in stored.items() if H5_STAGE.search(n)}
 
 
 def _is_extra(name):

@@ -37,8 +37,13 @@ def edge_scale_of(model: keras.Model) -> float | None:
     return next((stage.edge_scale for stage in stages), None)
 
 
-def moved_thresholds(model: keras.Model) -> set[float]:
-    """The thresholds that `set_threshold` gave gates whose threshold is no weight."""
+def fixed_thresholds(model: keras.Model, *, moved: bool = False) -> set[float]:
+    """The thresholds of the gates that hold theirs as no weight.
+
+    Args:
+        model: a model of this package.
+        moved: whether only those that `set_threshold` gave.
+    """
     gates = [
         (gate, stage.threshold)
         for stage in model.layers
@@ -46,7 +51,7 @@ def moved_thresholds(model: keras.Model) -> set[float]:
         for gate in stage.gates()
         if type(gate) is ThresholdGate and not gate.learn_threshold
     ]
-    return {gate.threshold for gate, first in gates if gate.threshold != first}
+    return {gate.threshold for gate, first in gates if not moved or gate.threshold != first}
 
 
 def check_edge_scale(model: keras.Model, values: Collection[str], scale: float | None) -> None:
@@ -109,7 +114,7 @@ def assign_weights(
 
 
 def _decides_paths(path):
-    return "/path_router_" in path or path.endswith("node_logits")
+    return "/path_router_" in path or path.rpartition("/")[2].startswith("node_logits")
 
 
 def _check_fit(model, wanted, received, source, is_optional, names=None):

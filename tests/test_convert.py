@@ -254,6 +254,8 @@ def test_a_threshold_that_was_set_later_is_no_weight_and_that_is_said(wiring, tm
         dg.convert.load_weights(target, tmp_path / "model.keras")
         dg.copy_weights(create(ROW, wiring=wiring, threshold=0.3), target)  # was said of each
         dg.copy_weights(source, create(ROW, wiring="chain"))
+        source.set_threshold(0.3)
+        dg.copy_weights(source, create(ROW, wiring=wiring, threshold=0.3))
 
 
 def threshold_of(model):
@@ -277,6 +279,36 @@ def test_a_threshold_of_paths_comes_with_what_it_was_found_for(tmp_path):
                 for given in ({}, {"threshold": 0.5})
             ]
         assert [threshold_of(model) for model in found] == [1.5, 0.5]
+
+
+def test_a_threshold_of_paths_in_several_graphs_comes_too():
+    options = {"wiring": "learned_path", "depths": (5, 4), "max_nodes": 2}
+    source, target = (create("resnet_cifar_path", **options) for _ in range(2))
+    source.set_threshold(0.7)
+    dg.copy_weights(source, target)
+    assert threshold_of(target) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_routers_of_other_graphs_are_refused_as_a_whole(suffix, tmp_path):
+    options = {"wiring": "dynamic", "depths": (5, 5), "input_shape": (16, 16, 3)}
+    source, target = (create("resnet_cifar_path", max_nodes=n, **options) for n in (3, 5))
+    (source.save if suffix == ".keras" else source.save_weights)(tmp_path / f"x{suffix}")
+    before = values(target)
+    with pytest.raises(ValueError, match=r"left as it was.*\n.*expected"):
+        dg.convert.load_weights(target, tmp_path / f"x{suffix}")
+    assert unchanged(target, before)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_edge_logits_of_other_graphs_are_left_out_as_a_whole(suffix, tmp_path):
+    options = {"wiring": "learned", "depths": (6, 4), "input_shape": (16, 16, 3)}
+    source, target = (create("resnet_cifar_path", max_nodes=n, **options) for n in (4, 3))
+    randomize(source)
+    (source.save if suffix == ".keras" else source.save_weights)(tmp_path / f"x{suffix}")
+    with pytest.warns(UserWarning, match=r"another wiring|max_nodes 4 \(here 3\)"):
+        loaded = dg.convert.load_weights(target, tmp_path / f"x{suffix}")
+    assert not any(map(dg.convert.is_wiring_weight, loaded))
 
 
 @pytest.mark.parametrize(

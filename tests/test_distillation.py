@@ -108,10 +108,28 @@ def test_the_teacher_is_no_part_of_the_student(tmp_path):
     assert not again.losses
 
 
-def test_any_keras_model_of_the_images_may_teach():
-    teacher = keras.Sequential(
-        [keras.Input((16, 16, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
-    )
+class Attending(keras.Model):
+    """A subclass that ends in a dense layer, and has a softmax inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+        self.softmax = keras.layers.Softmax()
+
+    input_shape, output_shape = (None, 16, 16, 3), (None, 3)
+
+    def call(self, images):
+        return self.dense(self.softmax(keras.ops.mean(images, axis=(1, 2))))
+
+
+def log_of_softmax():
+    probabilities = ending("softmax")
+    return keras.Model(probabilities.inputs, keras.ops.log(probabilities.outputs[0]))
+
+
+@pytest.mark.parametrize("make", [lambda: ending(None), log_of_softmax, Attending])
+def test_any_keras_model_of_the_images_may_teach(make):
+    teacher = make()
     student = compiled(tiny())
     student.distill_from(teacher)
     found = student.fit(images(8), LABELS, epochs=1, verbose=0)
@@ -143,7 +161,7 @@ def other_mean():
         (lambda: tiny("chain", num_classes=5), {}, "the logits of 3 classes"),
         (lambda: tiny("chain", input_shape=(32, 32, 3)), {}, r"images of the shape \(16, 16, 3\)"),
         (other_mean, {}, "same mean and standard deviation"),
-        (lambda: ending("softmax"), {}, r"must answer with logits.*softmax, of the layer 'answer'"),
+        (lambda: ending("softmax"), {}, r"must answer with logits.*ends in a softmax"),
         (lambda: behind_preprocessing(), {}, r"must take preprocessed images.*get_layer\('resnet"),
         (lambda: "static.keras", {}, r"must be a `keras.Model`. Received: 'static.keras'"),
         (lambda: tiny("chain"), {"temperature": 0.0}, "`temperature` must be a number above 0"),

@@ -60,29 +60,30 @@ def _ratio(row, key):
     return f"{found['median']:.2f}" if found else "-"
 
 
-def _memory(row):
+def _memory(row, contestants):
     """Cells of MiB and ratios; none where it was not measured."""
     memory = row["peak_mib"]
     if not memory:
         return []
-    ratios = (memory[k] / memory["chain"] if k in memory else None for k in CONTESTANTS)
+    ratios = (memory[k] / memory["chain"] if k in memory else None for k in contestants)
     return [f"{memory['chain']:,.0f}", *("-" if r is None else f"{r:.2f}" for r in ratios)]
 
 
 def networks_table(rows):
     """The lines of a Markdown table of networks' rows."""
     titles = "network | mode | batch | dtype | XLA | share | static, ms | images/s"
-    contestants = "".join(f" | {title}" for title in CONTESTANTS.values())
-    titles += contestants
+    contestants = [k for k in CONTESTANTS if any(f"{k}/chain" in row["ratios"] for row in rows)]
+    named = "".join(f" | {CONTESTANTS[key]}" for key in contestants)
+    titles += named
     if any(row["peak_mib"] for row in rows):
-        titles += " | memory, MiB" + contestants
+        titles += " | memory, MiB" + named
     lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
     for row in rows:
         s, time = row["settings"], row["milliseconds"]["chain"]["median"]
         images = s["batch"] if s["batch"] > 1 else ONE_BY_ONE
         cells = [f"`{s['model']}`", s["mode"], s["batch"], s["dtype"], "yes" if s["xla"] else "no"]
         cells += [f"{row['measured_share']:.2f}", f"{time:.1f}", f"{1000 * images / time:,.0f}"]
-        cells += [*(_ratio(row, key) for key in CONTESTANTS), *_memory(row)]
+        cells += [*(_ratio(row, key) for key in contestants), *_memory(row, contestants)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 

@@ -16,6 +16,7 @@ from dgnet_keras.layers.composite import Made
 from dgnet_keras.layers.graph import trace_anew
 from dgnet_keras.layers.initializers import seeded
 from dgnet_keras.preprocessing import Preprocessing
+from dgnet_keras.user_warnings import warn
 
 
 @contextlib.contextmanager
@@ -102,9 +103,10 @@ class GraphModel(keras.Model):
             return
         holders = (m for s in stages_of(self) for m in s.models if m is not self)
         if value is not None and any(getattr(m, "backbone", None) is self for m in holders):
-            raise ValueError(
-                "The budget of a classifier is its own, and one of its backbone would do nothing: "
-                f"set `macs_target` of the classifier. Received: {value!r} for its backbone"
+            warn(
+                "The budget of a classifier is its own: one of its backbone counts where the "
+                "backbone itself is called, and not in the classifier's training. Set "
+                "`macs_target` of the classifier for that."
             )
         parts = self.macs_weight, self._macs_spread
         self._set("budget", None if value is None else Budget(self, value, *parts))
@@ -138,12 +140,13 @@ class GraphModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; stopped in the middle, it leaves the budget as after its end."""
+        """As `keras.Model.fit`; stopped in the middle, it leaves the target itself in force."""
         try:
             return super().fit(*args, **kwargs)
         except BaseException:  # no callback is told
             if self.budget is not None:
-                self.budget.reset()
+                with contextlib.suppress(tf.errors.OpError):  # on a device that is lost
+                    self.budget.reset()
             raise
 
     def train_step(self, *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import shutil
 import statistics
@@ -142,7 +143,7 @@ def _static(found, source, recipe, data, folder, fit_epochs, console, options):
         )
     if fit_epochs:
         paths = read_json(folder.parent / "paths" / "config.json", {})
-        if paths and paths.get("init_from") != str(folder):
+        if paths and os.path.realpath(str(paths.get("init_from"))) != os.path.realpath(folder):
             raise ValueError(
                 f"{folder.parent} holds paths of a network that was not fitted to these images: "
                 f"choose another workdir. Received: fit_epochs={fit_epochs}"

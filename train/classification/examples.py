@@ -48,14 +48,15 @@ class Split:
         if self.paths is None:
             digest.update(np.ascontiguousarray(self.images).tobytes())
             return digest.hexdigest()
-        names = [os.fsencode(path) for path in self.paths]
-        above = os.path.dirname(os.path.commonpath(names)) if names else b""
-        digest.update(b"\0".join(os.path.relpath(name, above) for name in names))
+        names = list(map(os.fsencode, self.paths))
+        # Without the folder that all are in, which may be moved, or called by another name.
+        folders = list({os.path.dirname(name) for name in names})
+        above = os.path.commonprefix(folders)  # noqa: RUF071 cut at a slash below
+        start = above.rfind(b"/") + 1
+        digest.update(b"\0".join(name[start:] for name in names))
         some = self.sample(SIZES_OF)
-        if some.encoded is None:
-            sizes = [os.stat(path).st_size for path in some.paths]
-        else:
-            sizes = list(map(len, some.encoded))
+        sizes = map(_size, some.paths) if some.encoded is None else map(len, some.encoded)
+        sizes = list(sizes)
         digest.update(repr(sizes).encode())
         return digest.hexdigest()
 
@@ -90,6 +91,14 @@ class Split:
     def sample(self, count):
         """Up to `count` examples, evenly spread over the split, as a `Split`."""
         return self.take(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+
+
+def _size(path):
+    """Of a file in bytes; 0 of one that cannot be read, which is skipped in training."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)

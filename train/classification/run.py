@@ -48,7 +48,6 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     session = Session(workdir, strategy)
     data = datasets.load_data(recipe, data_dir)
     findings = [*check_data(data, recipe, init_from), *other_classes(init_from, data.class_names)]
-    check_teacher(recipe, data.class_names)
     results = session.finished(
         recipe,
         init_from=init_from,
@@ -66,6 +65,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
     for finding in findings:
         session.console.print(finding, style="yellow", markup=False, highlight=False)
     if results is None:
+        check_teacher(recipe, data.class_names)
         configure(recipe)
         run = ClassificationRun(recipe, data, session.strategy, init_from)
         run.restore(session.workdir)  # before the workdir is claimed

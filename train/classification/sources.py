@@ -104,7 +104,7 @@ def check_teacher(recipe, class_names):
             "distill_from must be a network of images of the same mean and standard deviation, "
             f"{own}. Received: {recipe.distill_from}, of {other}"
         )
-    if found.class_names not in (None, tuple(class_names)):
+    if _are_named(found.class_names, class_names) and found.class_names != tuple(class_names):
         raise ValueError(
             "distill_from must be a network of the same classes in the same order, "
             f"{_shown(class_names)}. Received: {recipe.distill_from}, of "
@@ -119,7 +119,9 @@ def other_classes(init_from, class_names):
     """
     found = None if init_from is None else _as_far_as_it_says(init_from)
     names = found and found.class_names
-    if names is None or len(names) != len(class_names) or names == tuple(class_names):
+    if not _are_named(names, class_names) or names == tuple(class_names):
+        return []
+    if len(names) != len(class_names):
         return []
     return [
         f"{init_from} was trained on other classes, or in another order: {_shown(names)}. Here "
@@ -127,10 +129,16 @@ def other_classes(init_from, class_names):
     ]
 
 
+def _are_named(*classes):
+    """Whether all have names of classes, other than their numbers, which stand for none."""
+    return all(names and tuple(names) != tuple(map(str, range(len(names)))) for names in classes)
+
+
 def _as_far_as_it_says(source):
     """The `Source` of a run, what lies in one, or a `.keras` file; None where nothing tells."""
     path = pathlib.Path(source)
-    if path.with_name(f"{path.name or '.'}.index").exists():  # of a checkpoint
+    path = path if path.name else path.resolve()  # of "."
+    if path.with_name(f"{path.name}.index").exists():  # of a checkpoint
         path = path.parent.parent
     elif path.name == BEST_WEIGHTS:
         path = path.parent

@@ -81,6 +81,7 @@ def test_a_teacher_of_other_pixels_or_classes_is_refused(inside, tmp_path):
         check_teacher(get_recipe("digits_resnet20", settings), names)
 
     check(("cat", "dog"), "mean=[0.5]", "std=[0.25]")
+    check(("0", "1"), "mean=[0.5]", "std=[0.25]")  # numbers stand for no names
     with pytest.raises(ValueError, match=r"mean and standard deviation, \(\(0\.48.*\(\(0\.5, "):
         check(("cat", "dog"))
     with pytest.raises(ValueError, match=r"same classes.*, dog, cat\. Received.*of cat, dog"):
@@ -99,6 +100,7 @@ def test_a_start_from_other_classes_is_said(saved, tmp_path):
 def test_the_folder_one_is_in_is_a_source(tmp_path, monkeypatch):
     monkeypatch.chdir(run_folder(tmp_path / "run"))
     assert find_source(".").class_names == ("cat", "dog")
+    assert len(other_classes(".", ("dog", "cat"))) == 1
 
 
 def test_timm_tells_by_name_and_by_what_lies_beside(tmp_path):
