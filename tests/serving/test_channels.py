@@ -111,7 +111,8 @@ def test_commands_say_that_no_image_file_has_two_channels(models, tmp_path):
         with pytest.raises(SystemExit, match=message):
             main(["predict", str(model), str(tmp_path)])
     with pytest.raises(SystemExit, match=message):
-        main(["plot", str(models[2][1]), str(tmp_path), "--output", str(tmp_path / "out.png")])
+        images = str(tmp_path / "a.png")
+        main(["plot", str(models[2][1]), images, "--output", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
