@@ -82,8 +82,8 @@ class BudgetSchedule(keras.callbacks.Callback):
         self._done = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes how long the epoch was."""
-        self._steps = self._done
+        """Notes how long the epoch was, where the data does not say."""
+        self._steps = self.params.get("steps") or self._done
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves the target itself, and no noise."""

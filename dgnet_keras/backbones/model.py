@@ -138,7 +138,7 @@ class GraphModel(keras.Model):
         """As `keras.Model.metrics`, with the share of MACs where there is a budget."""
         return super().metrics + ([] if self.budget is None else [self.budget.share])
 
-    @functools.wraps(keras.Model.fit)
+    @functools.wraps(keras.Model.fit, assigned=())  # its signature alone
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; stopped in the middle, it leaves the target itself in force."""
         try:

@@ -56,8 +56,7 @@ class Split:
         digest.update(b"\0".join(name[start:] for name in names))
         some = self.sample(SIZES_OF)
         sizes = map(_size, some.paths) if some.encoded is None else map(len, some.encoded)
-        sizes = list(sizes)
-        digest.update(repr(sizes).encode())
+        digest.update(repr(list(sizes)).encode())
         return digest.hexdigest()
 
     def in_memory(self):

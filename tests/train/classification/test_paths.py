@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
+from catalog import create, images, randomize
 from train_helpers import TINY
 
+from train.classification import calibration
 from train.classification.model import create_model, create_teacher
 from train.classification.recipes import get_recipe
 from train.classification.run import train
@@ -42,6 +45,26 @@ def test_it_is_calibrated_on_training_images_and_says_the_curve(path):
     assert shares[0] > shares[-1]
     history = json.loads((folder / "history.json").read_text())
     assert history[0]["train_share_of_macs"] > history[-1]["train_share_of_macs"]
+
+
+def test_the_routers_health_is_that_at_the_calibrated_threshold(monkeypatch):
+    model = randomize(create("resnet_cifar_path", depths=(5, 5), input_shape=(16, 16, 3)))
+    evaluator = types.SimpleNamespace(findings=[])
+
+    def evaluate_at(threshold):
+        model.set_threshold(threshold)
+        evaluator.findings = [types.SimpleNamespace(kind="kind", message=f"at {threshold}")]
+        return {"accuracy": 0.5, "share_of_macs": 0.5, "router_health": {"kind": "before"}}
+
+    run = types.SimpleNamespace(
+        model=model,
+        evaluator=evaluator,
+        evaluate_at=evaluate_at,
+        recipe=types.SimpleNamespace(macs_target=0.8),
+    )
+    monkeypatch.setattr(calibration, "_training_images", lambda _: images(16))
+    found = calibration.calibrate_run(run)
+    assert found["metrics"]["router_health"] == {"kind": f"at {found['threshold']}"}
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_noise_it_would_have_had(path, static, tmp_path):
