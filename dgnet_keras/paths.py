@@ -36,6 +36,12 @@ def usable_path(
     return path
 
 
+def named(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path; one without a name of its own, such as `.`, resolved."""
+    path = pathlib.Path(path)
+    return path if path.name else path.resolve()
+
+
 def is_utf8(path: str | os.PathLike[str]) -> bool:
     """Whether the name of a path is UTF-8."""
     try:

@@ -7,7 +7,7 @@ import numpy as np
 
 import dgnet_keras as dg
 from dgnet_keras import convert
-from dgnet_keras.paths import usable_path
+from dgnet_keras.paths import named, usable_path
 from dgnet_keras.timm import is_hub_name
 from train import checkpoints
 from train.workdir import atomic_file, read_json
@@ -35,8 +35,7 @@ def load_initial_weights(model, path, option="--init-from"):
     """
     if is_hub_name(str(path)):
         return dg.convert.load_weights(model, str(path))
-    path = pathlib.Path(usable_path(option, path))
-    path = path if path.name else path.resolve()  # of "."
+    path = named(usable_path(option, path))
     if path.with_name(path.name + ".index").exists():
         values = checkpoints.read_model_weights(path)
         classes = len(values[convert.HEAD[1]]) if convert.HEAD[1] in values else None

@@ -7,7 +7,7 @@ import dgnet_keras as dg
 from dgnet_keras.commands.paths import existing
 from dgnet_keras.convert import is_static
 from dgnet_keras.layers.wiring import ROUTED
-from dgnet_keras.paths import usable_path
+from dgnet_keras.paths import named, usable_path
 from dgnet_keras.timm import HUB_FILE, hub_file, is_hub_name, timm_config
 from dgnet_keras.variants import family_of
 from dgnet_keras.weight_files import backbone_config, saved_config
@@ -63,8 +63,7 @@ def find_source(source, model=None):
         hub_file(name, "config.json")  # which then lies beside the weights
         path = pathlib.Path(hub_file(name, HUB_FILE))
     else:
-        path = pathlib.Path(usable_path("SOURCE", name))
-        path = path if path.name else path.resolve()  # of "."
+        path = named(usable_path("SOURCE", name))
     existing(path)
     if path.is_dir():
         found = _of_run(path)
@@ -136,8 +135,7 @@ def _are_named(*classes):
 
 def _as_far_as_it_says(source):
     """The `Source` of a run, what lies in one, or a `.keras` file; None where nothing tells."""
-    path = pathlib.Path(source)
-    path = path if path.name else path.resolve()  # of "."
+    path = named(source)
     if path.with_name(f"{path.name}.index").exists():  # of a checkpoint
         path = path.parent.parent
     elif path.name == BEST_WEIGHTS:
@@ -181,8 +179,7 @@ def settled(recipe, overrides, init_from, workdir):
 
 def _tells(recipe, is_set, init_from, config_file):
     """Dict of a recipe's keys to what the network at `init_from` says of them."""
-    path = pathlib.Path(init_from)
-    path = path if path.name else path.resolve()  # of "."
+    path = named(init_from)
     if path.with_name(path.name + ".index").exists():
         path = path.parent.parent  # the run of a checkpoint
         if not (path / "config.json").exists():
