@@ -1,4 +1,6 @@
-"""What data and recipe will not give, found before training; of every kind of data alike."""
+"""What data and recipe will not give, or did not; of every kind of data alike."""
+
+import os
 
 import numpy as np
 
@@ -44,6 +46,44 @@ def check_data(data, recipe, init_from=None):
     if train is not None:
         findings += _of_classes(names, train, test, held_out)
     return findings + _of_length(len(data.train), recipe, init_from)
+
+
+def check_decoded(data, recipe, skipped):
+    """Looks for classes that a run has not seen at all, for none of their images can be read.
+
+    Records are looked through where there are at most `SCANNED_RECORDS` of them.
+
+    Args:
+        data: `ImageData` of a run that has ended.
+        recipe: its `Recipe`.
+        skipped: names of the images that could not be decoded, as of `SkippedImages`.
+
+    Returns:
+        List of sentences, one for each split that has such classes.
+    """
+    if not skipped:
+        return []
+    held_out = "validation" if recipe.validation else "test"
+    findings = []
+    for split, kind in ((data.train, "training"), (data.test, held_out)):
+        lost = _lost_classes(split, skipped)
+        if len(lost):
+            findings.append(
+                f"None of the {kind} images of {len(lost)} of {len(data.class_names)} classes "
+                f"could be decoded: {_listed([data.class_names[k] for k in lost])}"
+            )
+    return findings
+
+
+def _lost_classes(split, skipped):
+    """Indices of the classes that have images, all of which were skipped."""
+    if isinstance(split, Records) and len(split) <= SCANNED_RECORDS:
+        split = split.in_memory()
+    if isinstance(split, Records) or split.paths is None:
+        return []
+    names = [os.fsencode(path).decode(errors="backslashreplace") for path in split.paths]
+    seen = split.labels[[name not in skipped for name in names]]
+    return np.setdiff1d(split.labels, seen)
 
 
 def _counts(split, classes):

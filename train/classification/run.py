@@ -11,7 +11,7 @@ from dgnet_keras.budget import noise_states
 from dgnet_keras.layers.wiring import BY_IMAGE, PATHS
 from train.checkpoints import of_variables
 from train.classification import datasets, input_pipeline, report, task
-from train.classification.findings import check_data
+from train.classification.findings import check_data, check_decoded
 from train.classification.model import create_model, create_teacher, trained_variables
 from train.classification.optimizers import create_optimizer
 from train.classification.sources import check_teacher, other_classes
@@ -62,8 +62,7 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
             "test_images": len(data.test),
         },
     )
-    for finding in findings:
-        session.console.print(finding, style="yellow", markup=False, highlight=False)
+    _warn(findings, session.console)
     if results is None:
         check_teacher(recipe, data.class_names)
         configure(recipe)
@@ -79,13 +78,20 @@ def train(recipe, workdir, *, data_dir=None, strategy="one_device", init_from=No
         run.finish()
         if not session.is_chief:
             return {}
-        results = report.write_results(run, session.workdir, findings)
+        unseen = check_decoded(data, recipe, run.skipped.names)
+        _warn(unseen, session.console)
+        results = report.write_results(run, session.workdir, [*findings, *unseen])
         if summary:
             samples = report.predict_samples(data, session.workdir)
             session.console.print(report.samples_table(samples))
     if summary:
         session.show(results)
     return results
+
+
+def _warn(findings, console):
+    for finding in findings:
+        console.print(finding, style="yellow", markup=False, highlight=False)
 
 
 def _tell(run, rows, console):

@@ -21,7 +21,7 @@ from image_files import (
 from PIL import Image
 
 import dgnet_keras as dg
-from train.classification import datasets, input_pipeline, report
+from train.classification import datasets, findings, input_pipeline, report
 from train.classification.examples import Split
 
 
@@ -203,3 +203,28 @@ def test_a_broken_record_is_named_by_its_file_and_place(tmp_path):
         assert skipped.names == {f"{tmp_path}/{name}" for name in names}
     rows = report._decodable(data.test.sample(5))
     assert list(rows) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("recipe", [FOLDER, RECORDS], ids=lambda recipe: recipe.dataset)
+def test_a_class_without_a_decodable_image_is_known_by_the_names_of_a_run(tmp_path, recipe):
+    if recipe is RECORDS:  # of example k the value is 4 k, and the class k % 3
+        for prefix in ("train", "validation"):
+            write_shards(
+                tmp_path,
+                prefix,
+                (6, 6),
+                content=lambda value: b"junk" if value // 4 % 3 == 1 else jpeg(value),
+            )
+    else:
+        for part in ("train", "test"):
+            for name in (b"caf\xe9".decode(errors="surrogateescape"), "dog"):
+                (tmp_path / part / name).mkdir(parents=True)
+                for k in range(4):
+                    content = jpeg(k) if name == "dog" else b"junk"
+                    (tmp_path / part / name / f"{k}.jpg").write_bytes(content)
+    data = datasets.load_data(recipe, tmp_path)
+    skipped = input_pipeline.SkippedImages()
+    list(input_pipeline.train_batches(data.train, PREPROCESSING, recipe, skipped=skipped).take(6))
+    (found,) = findings.check_decoded(data, recipe, skipped.names)
+    assert found.startswith("None of the training images of 1 of ")
+    assert found.endswith(data.class_names[1 if recipe is RECORDS else 0])

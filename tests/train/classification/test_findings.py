@@ -108,3 +108,19 @@ def test_images_that_do_not_fill_a_batch_are_counted():
     large = dataclasses.replace(LONG, batch_size=8)
     (found,) = findings.check_data(data((4, 4, 4), (1, 1, 1)), large)
     assert found.startswith("4 of 12 training images do not fill a batch of 8")
+
+
+def test_classes_without_an_image_that_can_be_decoded_are_named():
+    names = [f"{kind}/{k}.jpg" for kind in ("cat", "dog", "caf\udce9") for k in range(2)]
+    files = Split(np.repeat(np.arange(3), 2), paths=np.array(names))
+    images = ImageData(("cat", "dog", "caf\\xe9"), files, files)
+    skipped = {"cat/0.jpg", "dog/0.jpg", "dog/1.jpg"}
+    assert findings.check_decoded(images, LONG, set()) == []
+    assert findings.check_decoded(images, LONG, {"cat/0.jpg"}) == []
+    assert findings.check_decoded(images, LONG, skipped) == [
+        f"None of the {kind} images of 1 of 3 classes could be decoded: dog"
+        for kind in ("training", "test")
+    ]
+    held_out = dataclasses.replace(LONG, validation=0.2)
+    said = findings.check_decoded(images, held_out, {r"caf\xe9/0.jpg", r"caf\xe9/1.jpg"})
+    assert said[1] == r"None of the validation images of 1 of 3 classes could be decoded: caf\xe9"
