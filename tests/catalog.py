@@ -6,6 +6,7 @@ Every cross-cutting test takes each row; a new family is covered by adding one.
 import numpy as np
 
 import dgnet_keras as dg
+from dgnet_keras.adjacencies import connectivity_model
 
 _CIFAR = {"name": "resnet20_cifar", "depths": (2, 3), "widths": (4, 8)}
 
@@ -67,9 +68,31 @@ CATALOG = {
 }
 
 
+# Each block, stem, wiring, gate and init at least once: for what takes long. A new family adds its
+# row. In the others is what these have in another combination.
+CORE = [
+    "resnet_bottleneck_static_init",
+    "resnet_cifar_split",
+    "resnet_cifar_learned_threshold",
+    "resnext",
+    "mobilenet_v2_path",
+    "regnety_learned_path",
+    "resnet_cifar_learned",
+    "resnet_cifar_random",
+]
+
+
 def create(row, **kwargs):
     """The model of a row, 3 classes and images of any size unless `kwargs` say otherwise."""
     return dg.create(**{"num_classes": 3, "input_shape": (None, None, 3), **CATALOG[row], **kwargs})
+
+
+def adjacency(model, x):
+    """As `dg.adjacency`, for which nothing is traced."""
+    reader = connectivity_model(model)
+    if reader is None:
+        return {}
+    return {name: found.numpy() for name, found in reader(x, training=False).items()}
 
 
 def randomize(model, seed=0, scale=2.0):

@@ -11,16 +11,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads that wait for each other cost 25 %
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-import keras
-import numpy as np
 import pytest
 
 _tests: list[None] = []
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
+# Imported by fixtures, not here: pytest-xdist's first process runs no test, and would wait for it.
 @pytest.fixture(autouse=True)
 def clean_keras():
+    import keras
+
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
@@ -43,6 +44,8 @@ def little_to_collect():
 
 @pytest.fixture
 def rng():
+    import numpy as np
+
     return np.random.default_rng(0)
 
 

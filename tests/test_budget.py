@@ -1,3 +1,4 @@
+import functools
 import pathlib
 import pickle
 import subprocess
@@ -23,14 +24,25 @@ def tiny(wiring="path", **kwargs):
     return create("resnet_cifar_path", wiring=wiring, **{**options, **kwargs})
 
 
+def small(wiring="path", **kwargs):
+    """One stage, for what does not depend on their number: it is traced in half the time."""
+    return tiny(wiring, depths=(3,), widths=(4,), **kwargs)
+
+
+@functools.cache
+def static_macs(depths):
+    chain = tiny("chain", depths=depths, widths=(4, 8)[: len(depths)], macs_target=None)
+    return dg.count_macs(chain)["macs"]
+
+
 def shares(model, x):
-    static = dg.count_macs(tiny("chain", macs_target=None))["macs"]
+    static = static_macs(tuple(len(stage.blocks) for stage in model.backbone.stages))
     return dg.count_macs(model, x)["per_instance"]["macs"] / static
 
 
-def compiled(model):
+def compiled(model, **kwargs):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(dg.optimizers.SGD(0.01), loss)
+    model.compile(dg.optimizers.SGD(0.01), loss, **kwargs)
     return model
 
 
@@ -82,7 +94,7 @@ def test_one_image_is_neither_in_doubt_nor_sure():
 def test_the_spread_opens_on_the_way_to_the_target_of_now():
     """Also where the step was traced with another."""
     x, doubt = tf.constant(images(5)), tf.constant([0.9, 0.1, 0.5, 0.2, 0.3])
-    models = [tiny(macs_target=t, macs_spread=0.1) for t in (0.8, 0.95)]
+    models = [small(macs_target=t, macs_spread=0.1) for t in (0.8, 0.95)]
     first, again = (randomize(model, scale=0.5) for model in models)
     step = tf.function(lambda: first.call_with_budget(x, training=True, doubt=doubt)[1])
     step()
@@ -151,7 +163,7 @@ def test_a_block_that_too_few_take_is_pulled_up():
     assert tape.gradient(loss, router.bias.value).numpy()[0] < 0
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("wiring", ["dynamic", "learned_path"])
 def test_training_brings_the_share_to_the_target(wiring):
     model = tiny(wiring, macs_weight=200.0, init="static")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -170,7 +182,7 @@ def test_the_schedule_goes_from_all_blocks_to_the_target_and_ends_without_noise(
 
 
 def test_the_callback_moves_target_and_noise():
-    model = compiled(tiny())
+    model = compiled(small())
     seen = []
 
     class Watch(keras.callbacks.Callback):
@@ -189,7 +201,7 @@ def test_the_callback_moves_target_and_noise():
 
 
 def test_the_target_can_be_set_and_taken_away():
-    model = compiled(tiny(macs_target=None))
+    model = compiled(small(macs_target=None))
     x = images(32)
     assert "share_of_macs" not in model.evaluate(x, LABELS, verbose=0, return_dict=True)
     model.macs_target = 0.5
@@ -201,7 +213,7 @@ def test_the_target_can_be_set_and_taken_away():
 
 
 def test_it_can_be_changed_while_fit_runs():
-    model = compiled(tiny())
+    model = compiled(small())
     x = images(32)
 
     class Change(keras.callbacks.Callback):
@@ -234,7 +246,7 @@ def test_what_a_schedule_left_goes_with_a_new_target_and_stays_with_a_new_weight
 
 
 def test_it_reaches_a_model_with_preprocessing_that_has_been_trained():
-    model = tiny(macs_target=None)
+    model = small(macs_target=None)
     whole = compiled(model.with_preprocessing())
     x = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), "uint8")
     before = whole.evaluate(x, LABELS, verbose=0)
@@ -250,18 +262,18 @@ def test_it_reaches_a_model_with_preprocessing_that_has_been_trained():
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_it_is_float32_under_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
-    model = compiled(tiny(macs_weight=100.0))
-    x = images(600)
-    labels = np.arange(600) % 3
+    model = compiled(small(macs_weight=100.0))
+    count = 600 if policy == "mixed_bfloat16" else 64  # which cannot count beyond 256
+    x, labels = images(count), np.arange(count) % 3
     found = model.evaluate(x, labels, batch_size=2, verbose=0, return_dict=True)
-    expected = shares(model, x).mean()  # bfloat16 cannot count beyond 256
+    expected = shares(model, x).mean()
     np.testing.assert_allclose(found["share_of_macs"], expected, rtol=1e-5)
     history = model.fit(x[:64], labels[:64], batch_size=32, verbose=0).history
     assert np.isfinite(history["loss"][0])
 
 
 def test_a_threshold_can_be_set_while_fit_runs():
-    model = compiled(tiny("dynamic", macs_target=None))
+    model = compiled(small("dynamic", macs_target=None))
     x = images(32)
 
     class Calibrate(keras.callbacks.Callback):
@@ -304,7 +316,7 @@ def test_budgets_that_cannot_be_are_refused(options, message):
 
 def test_a_schedule_without_a_budget_is_refused():
     with pytest.raises(ValueError, match="needs a model with a `macs_target`"):
-        compiled(tiny(macs_target=None)).fit(
+        compiled(small(macs_target=None)).fit(
             images(8), LABELS[:8], verbose=0, callbacks=[dg.BudgetSchedule()]
         )
     with pytest.raises(ValueError, match=r"`fall` must be in \[0, 1\]"):
@@ -340,7 +352,7 @@ def test_a_fit_that_is_stopped_leaves_the_target_in_force():
         def on_train_batch_end(self, batch, logs=None):
             raise KeyboardInterrupt
 
-    model = compiled(tiny())
+    model = compiled(small(), run_eagerly=True)
     with pytest.raises(KeyboardInterrupt):
         model.fit(images(32), LABELS, verbose=0, callbacks=[dg.BudgetSchedule(), Stop()])
     assert [float(v) for v in (model.budget.current_target, model.budget.floor)] == [
@@ -366,7 +378,7 @@ def of_unknown_length(x):
 
 
 def test_a_schedule_counts_the_batches_of_data_of_unknown_length():
-    model = compiled(tiny())
+    model = compiled(small())
     targets = Targets(model)
     schedule = dg.BudgetSchedule(fall=1.0)
     model.fit(of_unknown_length(images(32)), epochs=2, verbose=0, callbacks=[schedule, targets])
@@ -376,8 +388,8 @@ def test_a_schedule_counts_the_batches_of_data_of_unknown_length():
 
 
 def test_a_schedule_finds_the_budget_behind_preprocessing():
-    model = tiny()
-    whole, targets = compiled(model.with_preprocessing()), Targets(model)
+    model = small()
+    whole, targets = compiled(model.with_preprocessing(), run_eagerly=True), Targets(model)
     x = np.zeros((32, 16, 16, 3), "uint8")
     schedule = dg.BudgetSchedule(fall=1.0)
     whole.fit(x, LABELS, batch_size=16, verbose=0, callbacks=[schedule, targets])
@@ -385,7 +397,7 @@ def test_a_schedule_finds_the_budget_behind_preprocessing():
 
 
 def test_images_may_come_in_a_dict():
-    model = compiled(tiny(macs_weight=1e4))
+    model = compiled(small(macs_weight=1e4), run_eagerly=True)
     x = images(8)
     found = model.fit({"images": x}, LABELS[:8], verbose=0).history
     assert found["loss"][0] > 100

@@ -1,10 +1,11 @@
+import functools
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import CATALOG, create, images, randomize
+from catalog import CATALOG, adjacency, create, images, randomize
 
 import dgnet_keras as dg
 from dgnet_keras.adjacencies import answers_at
@@ -19,20 +20,25 @@ def raw(count):
     return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3)).astype("uint8")
 
 
-def share(model, x):
-    static = dg.count_macs(deep("chain"))["macs"]
-    return float(dg.count_macs(model, x)["per_instance"]["macs"].mean() / static)
+@functools.cache
+def static_macs():
+    return dg.count_macs(deep("chain"))["macs"]
+
+
+def shares(model, x):
+    return dg.count_macs(model, x)["per_instance"]["macs"] / static_macs()
 
 
 @pytest.mark.parametrize("wiring", ["path", "dynamic"])
 def test_images_compute_the_wanted_share(wiring):
     model = randomize(deep(wiring), scale=0.5)
     x = images(1200)
-    for wanted in (0.4, 0.5, 0.7):
+    for wanted in (0.4, 0.7):
         found = dg.calibrate(model, x[:600], macs=wanted)
-        assert wanted - 0.01 <= share(model, x[:600]) <= wanted
-        np.testing.assert_allclose(found["macs"], share(model, x[:600]), rtol=1e-6)
-        assert abs(share(model, x[600:]) - wanted) < 0.03
+        seen, others = np.split(shares(model, x), 2)
+        assert wanted - 0.01 <= seen.mean() <= wanted
+        np.testing.assert_allclose(found["macs"], seen.mean(), rtol=1e-6)
+        assert abs(others.mean() - wanted) < 0.03
         rates = dg.connectivity.metrics(dg.adjacency(model, x[:600]))
         for stage, rate in found["open"].items():
             np.testing.assert_allclose(rate, rates[f"open_rate/{stage}"], rtol=1e-6)
@@ -40,7 +46,7 @@ def test_images_compute_the_wanted_share(wiring):
 
 @pytest.mark.parametrize("wiring", ["path", "dynamic"])
 def test_what_answered_before_answers_anew_and_so_does_a_saved_model(wiring, tmp_path):
-    model = randomize(deep(wiring), scale=0.5)
+    model = randomize(deep(wiring, depths=(3, 3)), scale=0.5)
     x = images(64)
     behind, pixels = model.with_preprocessing(), raw(64)
     views = [(model, x), (model.backbone, x), (behind, pixels)]
@@ -87,7 +93,7 @@ def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
     if any(stage.gates() for stage in model.backbone.stages):
         model.set_threshold(given)
     np.testing.assert_allclose(model(x), output, atol=1e-6)
-    for name, matrix in dg.adjacency(model, x).items():
+    for name, matrix in adjacency(model, x).items():
         np.testing.assert_allclose(found[name], matrix, atol=1e-6)
 
 
@@ -104,7 +110,7 @@ def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(wiring, macs, x, message):
-    model = deep(wiring)
+    model = deep(wiring, depths=(2, 2))
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         dg.calibrate(model, x, macs=macs)

@@ -9,8 +9,9 @@ from catalog import create, images, randomize
 import dgnet_keras as dg
 
 
-def fit(model, monitor, epochs=2):
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+def fit(model, monitor, epochs=2, **kwargs):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, **{"run_eagerly": True, **kwargs})
     x = images(8)
     return model.fit(x, np.arange(8) % 3, epochs=epochs, callbacks=[monitor], verbose=0)
 
@@ -27,7 +28,7 @@ def test_connectivity_is_in_the_history_and_in_tensorboard(tmp_path):
     monitor = dg.ConnectivityMonitor(images(16), log_dir=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.RouterHealthWarning)
-        history = fit(model, monitor).history
+        history = fit(model, monitor, run_eagerly=False).history
     expected = dg.connectivity.metrics(dg.adjacency(model, images(16)))
     assert {name: values[-1] for name, values in history.items() if name != "loss"} == expected
     (events,) = tmp_path.glob("events.out.tfevents.*")

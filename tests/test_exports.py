@@ -1,10 +1,8 @@
-"""Files for other runtimes: ONNX and LiteRT answer as Keras does, for each model of the catalog."""
+"""Files for other runtimes: ONNX and LiteRT answer as Keras does, for the core of the catalog."""
 
 import numpy as np
 import pytest
-from catalog import CATALOG, create, images, randomize
-
-import dgnet_keras as dg
+from catalog import CORE, create, images, randomize
 
 pytestmark = pytest.mark.slow
 SIZE = (16, 16, 3)
@@ -35,31 +33,14 @@ READERS = {"onnx": onnx, "litert": litert}
 SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
 
 
-def check(model, path, kind):
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("row", CORE)
+def test_each_model(row, kind, tmp_path):
+    model = randomize(create(row, input_shape=SIZE), scale=0.5)
+    model(images(1))
+    path = tmp_path / f"model{SUFFIXES[kind]}"
     model.export(path, format=kind, verbose=False)
     run = READERS[kind](path)
     for count in (1, 3):
         x = images(count)
         np.testing.assert_allclose(run(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", READERS)
-@pytest.mark.parametrize("row", CATALOG)
-def test_each_model(row, kind, tmp_path):
-    model = randomize(create(row, input_shape=SIZE), scale=0.5)
-    model(images(1))
-    check(model, tmp_path / f"model{SUFFIXES[kind]}", kind)
-
-
-@pytest.mark.parametrize("kind", READERS)
-def test_a_frozen_network_is_smaller(kind, tmp_path):
-    model = create("resnet_cifar_path", input_shape=SIZE, depths=(4, 4), widths=(16, 32))
-    model = randomize(model, scale=0.5)
-    frozen = dg.freeze(model, images(8))
-    sizes = {}
-    for name, network in (("path", model), ("frozen", frozen)):
-        network(images(1))
-        path = tmp_path / f"{name}{SUFFIXES[kind]}"
-        check(network, path, kind)
-        sizes[name] = path.stat().st_size
-    assert sizes["frozen"] < sizes["path"]

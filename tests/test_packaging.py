@@ -56,14 +56,22 @@ def test_the_installed_wheel_lists_variants(built, tmp_path):
     subprocess.run([*pip, tmp_path / "site", wheel], check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
 
-    def run(*arguments):
-        command = [sys.executable, *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    assert "mobilenetv2_100" in run("-m", "dgnet_keras", "list", "--family", "mobilenet_v2")
-    found = run("-c", "import dgnet_keras; print(dgnet_keras.__file__, dgnet_keras.__version__)")
-    assert found.split()[0].startswith(str(tmp_path / "site"))
-    assert found.split()[1] in wheel.name
+    listing = "list", "--pretrained", "--family", "mobilenet_v2"
+    code = f"""
+import runpy, sys, dgnet_keras
+print(dgnet_keras.__file__, dgnet_keras.__version__)
+sys.argv[1:] = {listing}
+runpy.run_module("dgnet_keras", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, version, *listed = done.stdout.split()
+    assert where.startswith(str(tmp_path / "site"))
+    assert version in wheel.name
+    assert "mobilenetv2_100" in " ".join(listed)

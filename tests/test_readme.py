@@ -1,5 +1,6 @@
 """The Python of the README and of the guides runs as written, each page from top to bottom."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -15,6 +16,9 @@ from dgnet_keras.backbones.resnet import ResNetSpec
 pytestmark = pytest.mark.xdist_group("readme")  # the reader's model is trained once
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ResNetSpec(depths=(1, 2, 1, 1), widths=(4, 8, 8, 8))
+TWO_STAGES = dataclasses.replace(
+    dg.DGResNet.variants["resnet20_cifar"], depths=(3, 2), widths=(16, 32)
+)
 SERVED = 'model_config_list {{ config {{ name: "digits" base_path: "{}/served/digits" }} }}'
 
 
@@ -34,11 +38,12 @@ def run(page, given):
 def reader(tmp_path_factory):
     """What somebody has at hand who has followed the README, in the folder where they work.
 
-    `resnet50` is a small network there, so that a page builds several in no time.
+    The networks are small ones there, so that a page builds several in no time.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("reader"))
         patch.setitem(dg.DGResNet.variants, "resnet50", SMALL)
+        patch.setitem(dg.DGResNet.variants, "resnet20_cifar", TWO_STAGES)
         given = {
             "images": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), "uint8"),
             "labels": np.arange(8) % 10,
@@ -65,9 +70,7 @@ def test_the_guide_runs(reader, name):
 
 @pytest.mark.slow
 def test_the_guide_to_paths_runs(monkeypatch):
-    monkeypatch.setitem(
-        dg.DGResNet.variants, "resnet56_cifar", dg.DGResNet.variants["resnet20_cifar"]
-    )
+    monkeypatch.setitem(dg.DGResNet.variants, "resnet56_cifar", TWO_STAGES)
     static = dg.create("resnet56_cifar", num_classes=10, input_shape=(32, 32, 3), wiring="chain")
     given = {"static": static, "x": catalog.images(64, 32), "y": np.arange(64) % 10}
     names = run("docs/paths.md", given)

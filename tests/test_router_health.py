@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from adjacency_helpers import HEALTHY, adjacency_of
-from catalog import create, images, randomize
+from catalog import adjacency, create, images, randomize
 
-import dgnet_keras as dg
 from dgnet_keras.edge_statistics import EdgeStatistics, used_nodes
 from dgnet_keras.layers.path import path_adjacency
 from dgnet_keras.router_health import router_health
@@ -83,8 +82,8 @@ def test_a_stage_that_stays_open_is_no_fault_while_another_does_not():
 
 def test_new_routers_have_collapsed_and_random_ones_have_not():
     x = images(64)
-    assert kinds(dg.adjacency(create("resnet_basic"), x)) == ["collapsed"]
-    assert "collapsed" not in kinds(dg.adjacency(randomize(create("resnet_basic")), x))
+    assert kinds(adjacency(create("resnet_basic"), x)) == ["collapsed"]
+    assert "collapsed" not in kinds(adjacency(randomize(create("resnet_basic")), x))
 
 
 def test_a_block_is_used_where_one_image_has_a_whole_path_through_it():

@@ -13,6 +13,8 @@ def test_a_row_has_size_time_and_difference_of_every_file():
     for name, difference in row["differences"].items():
         assert difference < (0.5 if name.endswith("int8") else 1e-4), name
     assert row["bytes"]["frozen/onnx"] < row["bytes"]["chain/onnx"]
+    for kind in ("onnx", "litert"):
+        assert row["bytes"][f"frozen/{kind}"] < row["bytes"][f"path/{kind}"]
     assert row["shares"]["frozen"] < 1
     assert abs(row["shares"]["path"] - exports.SHARE) < 0.1
     lines = exports.table([{"settings": TINY, **row}])

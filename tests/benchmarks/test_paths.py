@@ -12,14 +12,15 @@ def test_there_is_a_job_for_each_network_mode_batch_and_share():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "batch"), [("inference", 32), ("inference", 1), ("train", 32)])
-def test_a_row_says_the_share_that_was_timed(mode, batch):
-    for share in (1.0, 0.7):
-        settings = {**TINY, "mode": mode, "batch": batch, "share": share}
-        row = paths.measure_here(settings, dict.fromkeys(["chain", *paths.PATHS[mode]], 1))
-        assert abs(row["measured_share"] - share) < 0.05
-        assert set(row["ratios"]) == {f"{name}/chain" for name in paths.PATHS[mode]}
-        assert all(ratio["median"] > 0 for ratio in row["ratios"].values())
+@pytest.mark.parametrize(
+    ("mode", "batch", "share"), [("inference", 32, 1.0), ("inference", 1, 0.7), ("train", 32, 0.7)]
+)
+def test_a_row_says_the_share_that_was_timed(mode, batch, share):
+    settings = {**TINY, "mode": mode, "batch": batch, "share": share}
+    row = paths.measure_here(settings, dict.fromkeys(["chain", *paths.PATHS[mode]], 1))
+    assert abs(row["measured_share"] - share) < 0.05
+    assert set(row["ratios"]) == {f"{name}/chain" for name in paths.PATHS[mode]}
+    assert all(ratio["median"] > 0 for ratio in row["ratios"].values())
 
 
 def test_the_table_has_a_row_for_each_way_to_train():

@@ -13,6 +13,7 @@ from benchmarks import (
 from dgnet_keras.complexity import model_costs
 from train.turns import in_turns
 
+pytestmark = pytest.mark.xdist_group("skipping")  # what its fixtures make is made once
 SETTINGS = {
     "model": "resnet20_cifar",
     "spec": {"depths": (6, 5), "widths": (4, 8)},

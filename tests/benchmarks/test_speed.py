@@ -228,6 +228,7 @@ def test_a_file_that_holds_no_rows_is_named(monkeypatch, tmp_path):
 def test_a_quick_table(monkeypatch, tmp_path):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setattr(measure, "vector_extension", lambda: "avx2")
+    monkeypatch.setattr(measure, "onednn_elsewhere", lambda: False)  # asks a process of its own
     speed.main(["aggregation", "--quick", "--output", str(tmp_path)])
     path = tmp_path / "speed_aggregation_quick.json"
     bandwidth, total, gradient = json.loads(path.read_text())

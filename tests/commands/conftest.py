@@ -5,10 +5,7 @@ import io
 import shutil
 
 import pytest
-from catalog import create, randomize
 from PIL import Image
-
-from dgnet_keras.__main__ import main
 
 
 @pytest.fixture
@@ -24,6 +21,8 @@ def image_folder(tmp_path, rng):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
+    from catalog import create, randomize
+
     path = tmp_path_factory.mktemp("trained") / "model.keras"
     randomize(create("resnet_basic", input_shape=(16, 16, 3))).save(path)
     return path
@@ -38,6 +37,8 @@ def saved(trained, tmp_path):
 @pytest.fixture(scope="session")
 def exported(trained, tmp_path_factory):
     """A folder of versions, made by the command with labels that Windows wrote."""
+    from dgnet_keras.__main__ import main
+
     folder = tmp_path_factory.mktemp("exported")
     (folder / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nemu\r\n")
     printed = io.StringIO()

@@ -13,7 +13,7 @@ from dgnet_keras.layers.devices import cpu_takes_grouped_kernels
 from dgnet_keras.layers.gate import gate_dtype
 from dgnet_keras.layers.rebuild import convolve, mark_rebuildable
 
-WIRINGS = ["dynamic", "chain", "learned", "random", "complete"]
+WIRINGS = ["dynamic", "learned", "random", "complete"]  # those that aggregate
 
 
 def einsum(column, features):
@@ -78,9 +78,11 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2), ("float16", 2e-3)]
 )
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-@pytest.mark.parametrize("sources", [1, 3, 9])
-def test_aggregate_equals_einsum_over_stacked_features(sources, mode, dtype, tolerance, rng):
+@pytest.mark.parametrize(
+    ("mode", "sources"),
+    [("eager", 9), ("graph", 1), ("graph", 3), ("graph", 9), ("xla", 3)],
+)
+def test_aggregate_equals_einsum_over_stacked_features(mode, sources, dtype, tolerance, rng):
     column = tf.constant(rng.uniform(size=(4, sources)), tf.float32)
     features = [tf.cast(rng.normal(size=(4, 5, 5, 2)), dtype) for _ in range(sources)]
     found, expected = (
@@ -117,15 +119,26 @@ def make_stage(wiring, dtype, threshold=0.45):
 
 
 POLICIES = {"float32": 2e-6, "mixed_bfloat16": 5e-2, "mixed_float16": 8e-3}
-# Every wiring in every mode, in every policy as a graph; XLA takes long.
+HAS_GPU = bool(tf.config.list_physical_devices("GPU"))
+
+
+def is_run(wiring, mode, policy):
+    """Everything with one wiring; the others differ in what makes the column, not in its sums."""
+    if wiring == "dynamic":
+        return mode != "eager" or policy == "float32"
+    if HAS_GPU:  # whose kernels are others by mode and precision
+        return policy == "float32" or mode == "graph"
+    return policy == "float32" and mode == "graph"
+
+
 STAGES = [
-    (wiring, mode, policy, True)
+    (wiring, mode, policy, training)
     for wiring in WIRINGS
     for mode in ("eager", "graph", "xla")
     for policy in POLICIES
-    if policy == "float32" or mode == "graph" or (wiring == "dynamic" and mode == "xla")
+    for training in (True, False)
+    if is_run(wiring, mode, policy) and (training or mode == "graph")
 ]
-STAGES += [(wiring, "graph", policy, False) for wiring in WIRINGS for policy in POLICIES]
 
 
 @pytest.mark.parametrize(("wiring", "mode", "dtype", "training"), STAGES)

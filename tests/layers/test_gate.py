@@ -4,9 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, images, randomize, weight
+from catalog import adjacency, create, images, randomize, weight
 
-import dgnet_keras as dg
 from dgnet_keras.layers import ThresholdGate, gates, register_gate
 
 TAU = 0.4
@@ -171,8 +170,7 @@ def gumbel(monkeypatch):
 def test_a_registered_gate_gets_logits_and_training(gumbel, tmp_path):
     model = randomize(create("resnet_basic", gate=gumbel))
     x = images()
-    adjacency = dg.adjacency(model, x)["stage2"]
-    assert set(np.unique(adjacency)) == {0, 1}
+    assert set(np.unique(adjacency(model, x)["stage2"])) == {0, 1}
     stage = model.get_layer("stage2")
     features = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype("float32")
     still, noisy = (stage(features, training=t)["adjacency"]["stage2"] for t in (False, True))

@@ -5,11 +5,6 @@ import shutil
 import threading
 
 import pytest
-import serving_helpers
-from catalog import create, randomize
-
-import dgnet_keras as dg
-from benchmarks.serving.model_server import ModelServer
 
 ROWS = {1: "resnet_cifar_split", 2: "resnet_basic"}
 LABELS = {1: ["a", "b", "ö"], 2: ["d", "e", "f"]}
@@ -18,12 +13,16 @@ LABELS = {1: ["a", "b", "ö"], 2: ["d", "e", "f"]}
 @pytest.fixture(scope="session")
 def bird_models():
     """Two rows of the catalog, by version."""
+    from catalog import create, randomize
+
     return {v: randomize(create(row, input_shape=(16, 16, 3))) for v, row in ROWS.items()}
 
 
 @pytest.fixture(scope="session")
 def birds(bird_models, tmp_path_factory):
     """Folder with the exports of `bird_models`, without the warm-up that a server would replay."""
+    import dgnet_keras as dg
+
     folder = tmp_path_factory.mktemp("birds")
     for version, model in bird_models.items():
         labels = LABELS[version]
@@ -35,6 +34,10 @@ def birds(bird_models, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(birds):
     """Serves both versions of `birds`."""
+    import serving_helpers
+
+    from benchmarks.serving.model_server import ModelServer
+
     labels = {"stable": 1, "canary": 2}
     with ModelServer(serving_helpers.config(birds, "birds", [1, 2], labels)) as server:
         yield server
@@ -43,6 +46,8 @@ def server(birds):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Folder of a model of `serving_helpers` in version 2."""
+    import serving_helpers
+
     folder = tmp_path_factory.mktemp("tiny")
     serving_helpers.save(folder, 2)
     return folder

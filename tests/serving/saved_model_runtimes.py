@@ -3,7 +3,8 @@
 python tests/serving/saved_model_runtimes.py RUNTIME JOBS ANSWERS
 
 JOBS holds a pickled dict of row to (directory, directory of the portable export, tensors of the
-signatures, requests); a request is (signature, inputs). ANSWERS gets a dict of row to a list of
+signatures, requests, whether TensorFlow's own loader loads it too); a request is (signature,
+inputs). ANSWERS gets a dict of row to a list of
 dicts of arrays.
 """
 
@@ -15,7 +16,7 @@ sys.modules["keras"] = sys.modules["tf_keras"] = None
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 
-def tensorflow(directory, portable, tensors, requests):
+def tensorflow(directory, portable, tensors, requests, is_loaded):
     """TensorFlow's own loader; every operation must be one that TensorFlow brings."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
@@ -30,6 +31,8 @@ def tensorflow(directory, portable, tensors, requests):
     compiled = [x for x in (*nodes, *functions) if x.attr["_XlaMustCompile"].b]
     assert not unknown, unknown
     assert not compiled and not any("Xla" in node.op for node in nodes)
+    if not is_loaded:
+        return None
     signatures = tf.saved_model.load(str(directory)).signatures
     return [
         {k: v.numpy() for k, v in signatures[name](**_constants(inputs)).items()}
@@ -43,7 +46,7 @@ def _constants(inputs):
     return {name: tf.constant(value) for name, value in inputs.items()}
 
 
-def c_api(directory, portable, tensors, requests):
+def c_api(directory, portable, tensors, requests, is_loaded):
     """TensorFlow's C API, as TensorFlow Serving's loader."""
     from benchmarks.serving.c_api import SavedModel
 
@@ -53,7 +56,7 @@ def c_api(directory, portable, tensors, requests):
     return answers
 
 
-def openvino(directory, portable, tensors, requests):
+def openvino(directory, portable, tensors, requests, is_loaded):
     """OpenVINO, which reads `serving_default` alone."""
     from openvino import Core
 

@@ -81,6 +81,7 @@ def test_signatures_without_a_threshold_and_a_card_of_both(cascade, exported, si
     np.testing.assert_allclose(card["cascade"]["confidence"], cascade.confidence.numpy())
 
 
+@pytest.mark.parametrize("cascade", ["path"], indirect=True)
 def test_the_commands_export_and_ask_a_saved_cascade(cascade, raw, tmp_path, capsys):
     cascade.save(tmp_path / "cascade.keras")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
@@ -95,6 +96,7 @@ def test_the_commands_export_and_ask_a_saved_cascade(cascade, raw, tmp_path, cap
     np.testing.assert_allclose(best["probability"], expected.max(), atol=1e-5)
 
 
+@pytest.mark.parametrize("cascade", ["path"], indirect=True)
 def test_what_cannot_be_exported_is_refused(cascade, tmp_path):
     with pytest.raises(ValueError, match=r"A cascade is not portable.*portable=True"):
         dg.export_saved_model(cascade, tmp_path, portable=True)

@@ -15,6 +15,7 @@ import dgnet_keras as dg
 from dgnet_keras.__main__ import main
 from dgnet_keras.commands.images import read_encoded
 from dgnet_keras.decoding import decode_image
+from dgnet_keras.serving.signatures import ServingModule
 
 pytestmark = pytest.mark.xdist_group("channels")  # what its fixtures make is made once
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 4), "uint8")
@@ -116,10 +117,10 @@ def test_commands_say_that_no_image_file_has_two_channels(models, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
-def test_answers_are_float32_under_every_policy(policy, tmp_path):
+def test_answers_are_float32_under_every_policy(policy):
     keras.config.set_dtype_policy(policy)
     model = create("resnet_cifar_learned", input_shape=(16, 16, 3), init="open")
-    signatures = tf.saved_model.load(str(dg.export_saved_model(model, tmp_path))).signatures
+    signatures = ServingModule(model, model.preprocessing, ["a", "b", "c"]).signatures()
     pixels = tf.constant(PIXELS[..., :3])
     features = signatures["features"](pixels)["features"]
     found = signatures["connectivity_at"](images=pixels, threshold=tf.constant(0.3))

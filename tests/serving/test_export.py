@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, randomize
+from catalog import adjacency, create, randomize
 from serving_helpers import encode
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -17,6 +17,7 @@ from dgnet_keras.layers import register_gate
 from dgnet_keras.layers.gates import gates
 from dgnet_keras.serving.cards import model_card
 from dgnet_keras.serving.export import atomic_directory
+from dgnet_keras.serving.signatures import ServingModule
 
 pytestmark = pytest.mark.xdist_group("export")  # what its fixtures make is made once
 
@@ -206,10 +207,10 @@ def gate_of_its_own():
 
 
 @pytest.mark.parametrize("make", [several_thresholds, learned_thresholds, gate_of_its_own])
-def test_gates_with_thresholds_of_their_own_keep_them(make, tmp_path, rng):
+def test_gates_with_thresholds_of_their_own_keep_them(make, rng):
     model, raw = make(), rng.integers(0, 256, (4, 16, 16, 3), "uint8")
-    expected = dg.adjacency(model, model.preprocessing(raw))
-    served = tf.saved_model.load(str(dg.export_saved_model(model, tmp_path))).signatures
+    expected = adjacency(model, model.preprocessing(raw))
+    served = ServingModule(model, model.preprocessing, ["0", "1", "2"]).signatures()
     found = served["connectivity"](tf.constant(raw))
     for name, matrix in expected.items():
         np.testing.assert_allclose(found[name], matrix, atol=1e-5)

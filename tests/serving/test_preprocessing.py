@@ -16,7 +16,7 @@ from train.classification.datasets import load_data
 from train.classification.recipes import get_recipe
 
 pytestmark = pytest.mark.xdist_group("served_preprocessing")  # what its fixtures make is made once
-COUNT = 1000
+COUNT = 300
 
 
 def coco_files():

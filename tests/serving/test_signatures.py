@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from catalog import create, randomize
+from catalog import adjacency, create, randomize
 from serving_helpers import encode
 
 import dgnet_keras as dg
@@ -130,7 +130,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 refused = 0
-for k in range(11_000):
+for k in range(5_000):
     if k == 1_000:
         before = resident()
     try:
@@ -142,7 +142,7 @@ print(refused, resident() - before)
 
 
 @pytest.mark.slow
-def test_ten_thousand_bad_requests_leave_no_memory_behind(export, tmp_path):
+def test_thousands_of_bad_requests_leave_no_memory_behind(export, tmp_path):
     requests = [request[:2] for name, request in REFUSED.items() if name != "large pixels"]
     tensors = c_api.signature_tensors(export)
     (tmp_path / "requests").write_bytes(pickle.dumps((export, tensors, requests)))
@@ -154,8 +154,8 @@ def test_ten_thousand_bad_requests_leave_no_memory_behind(export, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     refused, growth = done.stdout.split()
-    assert int(refused) == 11_000
-    assert float(growth) < 30, "MiB"
+    assert int(refused) == 5_000
+    assert float(growth) < 15, "MiB"
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +163,13 @@ def signatures(export):
     return tf.saved_model.load(str(export)).signatures
 
 
-@pytest.mark.parametrize("value", [0.0, 0.2, 0.45])
+@pytest.mark.parametrize("value", [0.0, 0.45])
 def test_connectivity_at_equals_a_model_made_with_that_threshold(signatures, model, value):
     other = create("resnet_cifar_split", threshold=value)
     dg.copy_weights(model, other)
     x = model.preprocessing(PIXELS)
     found = signatures["connectivity_at"](images=tf.constant(PIXELS), threshold=tf.constant(value))
-    for name, matrix in dg.adjacency(other, x).items():
+    for name, matrix in adjacency(other, x).items():
         np.testing.assert_allclose(found[name], matrix, rtol=1e-5, atol=1e-6)
     counted = dg.count_macs(other, x)["per_instance"]["macs"]
     np.testing.assert_array_equal(found["macs"], counted)
@@ -183,20 +183,21 @@ def paths():
     return model, module.signatures()
 
 
-@pytest.mark.parametrize("value", [-np.inf, -1.0, 0.0, 0.7, np.inf])
-def test_predict_at_equals_a_model_of_that_threshold(paths, value):
+def test_predict_at_equals_a_model_of_that_threshold(paths):
     model, signatures = paths
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype("uint8")
-    answer = signatures["predict_at"](tf.constant(pixels), tf.constant(value, tf.float32))
+    x = model.preprocessing(pixels)
     other = create("resnet_cifar_path", input_shape=(16, 16, 3))
     dg.copy_weights(model, other)
-    other.set_threshold(value)
-    expected = other(model.preprocessing(pixels))
-    np.testing.assert_allclose(answer["logits"], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(answer["classes"], np.argmax(expected, axis=-1))
+    for value in (-np.inf, -1.0, 0.0, 0.7, np.inf):
+        answer = signatures["predict_at"](tf.constant(pixels), tf.constant(value, tf.float32))
+        other.set_threshold(value)
+        expected = other(x)
+        np.testing.assert_allclose(answer["logits"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(answer["classes"], np.argmax(expected, axis=-1))
+        expected = dg.count_macs(other, x)["per_instance"]["macs"]
+        np.testing.assert_array_equal(answer["macs"], expected)
     assert set(answer) == {*signatures["serving_default"](tf.constant(pixels)), "macs"}
-    expected = dg.count_macs(other, other.preprocessing(pixels))["per_instance"]["macs"]
-    np.testing.assert_array_equal(answer["macs"], expected)
 
 
 def test_each_request_of_a_batch_has_its_own_dial(paths):

@@ -45,8 +45,15 @@ def main(strategy_name, devices, workdir, *overrides):
         rows = list(run.train_epochs())
     if strategy_name == "one_device":
         rows[-1]["near_threshold"] = near_threshold(run)
+    rows[-1]["apart"] = apart(run)
     np.savez(run.own / "weights.npz", **{v.path: v.numpy() for v in run.model.weights})
     (run.own / "rows.json").write_text(json.dumps(rows))
+
+
+def apart(run):
+    """The largest difference of a variable between two replicas of this process."""
+    copies = [run.strategy.experimental_local_results(v.value) for v in run.model.weights]
+    return max(float(np.abs(c.numpy() - group[0].numpy()).max()) for group in copies for c in group)
 
 
 def near_threshold(run):

@@ -53,7 +53,8 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def static(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("static")
-    train(get_recipe("digits_resnet20_path", STATIC), folder, data_dir=str(digits))
+    recipe = get_recipe("digits_resnet20_path", STATIC)
+    train(recipe, folder, data_dir=str(digits), summary=False)
     return folder
 
 
@@ -232,6 +233,9 @@ def test_times_are_of_the_models_as_they_are(static, digits):
 
     model = keras.models.load_model(static / "model.keras", compile=False)
     data = load_data(get_recipe("digits_resnet20_path", STATIC), str(digits))
-    large = dg.create("resnet110_cifar", num_classes=3, input_shape=(8, 8, 3), wiring="chain")
+    sizes = {"depths": (1, 3), "widths": (128, 256)}  # 250 times the multiply-adds
+    large = dg.create(
+        "resnet20_cifar", num_classes=3, input_shape=(8, 8, 3), wiring="chain", **sizes
+    )
     found = milliseconds({"small": model, "large": large}, data.test)
     assert found["large"]["32"] > found["small"]["32"]

@@ -61,9 +61,9 @@ def assert_same(one, other, capsys, name):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("distribute")
-def test_four_replicas_train_as_one(one_worker, tmp_path, capsys):
-    finish([start([ONE_RUN, "mirrored", 4, tmp_path, *SAME])])
-    assert_same(one_worker, tmp_path, capsys, "4 replicas")
+def test_two_replicas_train_as_one(one_worker, tmp_path, capsys):
+    finish([start([ONE_RUN, "mirrored", 2, tmp_path, *SAME])])
+    assert_same(one_worker, tmp_path, capsys, "2 replicas")
 
 
 @pytest.mark.slow
@@ -74,33 +74,14 @@ def test_two_workers_train_as_one(one_worker, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_evaluation_counts_each_image_once_on_any_number_of_replicas(tmp_path):
-    """360 images in batches of 68, with weights from the same file; statistics not synchronised."""
-    rows = []
-    options = ("learning_rate=0.0", "weight_decay=0.0", "init=static")
-    for devices in (1, 4):
-        workdir = tmp_path / str(devices)
-        strategy = "one_device" if devices == 1 else "mirrored"
-        finish([start([ONE_RUN, strategy, devices, workdir, *options])])
-        rows.append(load(workdir)[1])
-    assert [row["examples"] for row in rows] == [360] * 2
-    assert len({row["accuracy"] for row in rows}) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("dtype=mixed_float16", "clip_norm=1.0", "optimizer=adamw", "learning_rate=0.01"),
-        ("ema_momentum=0.9", "accumulation_steps=2", "mixup_alpha=0.2"),
-    ],
-    ids=["float16-clip-adamw", "ema-accumulation-mixup"],
-)
-def test_the_other_options_work_on_replicas(tmp_path, options):
+def test_the_other_options_work_on_replicas(tmp_path):
+    """And statistics that are not synchronised are averaged: the replicas have the same."""
+    options = ["dtype=mixed_float16", "clip_norm=1.0", "optimizer=adamw", "learning_rate=0.01"]
+    options += ["ema_momentum=0.9", "accumulation_steps=2", "mixup_alpha=0.2"]
     finish([start([ONE_RUN, "mirrored", 2, tmp_path, "wiring=dynamic", *options])])
     _, row = load(tmp_path)
     assert np.isfinite(row["loss"])
-    assert row["step"] == 21
+    assert (row["step"], row["examples"], row["apart"]) == (21, 360, 0)
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("train_paths")]
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
     folder = tmp_path_factory.mktemp("static")
-    train(get_recipe("digits_resnet20_path", [*TINY, "wiring=chain", "macs_target=null"]), folder)
+    recipe = get_recipe("digits_resnet20_path", [*TINY, "wiring=chain", "macs_target=null"])
+    train(recipe, folder, summary=False)
     return folder
 
 
@@ -30,7 +31,7 @@ def path(static, tmp_path_factory):
     folder = tmp_path_factory.mktemp("path")
     settings = [*TINY, "epochs=4", "macs_target=0.8", f"distill_from={static}"]
     recipe = get_recipe("digits_resnet20_path", settings)
-    return recipe, folder, train(recipe, folder, init_from=str(static))
+    return recipe, folder, train(recipe, folder, init_from=str(static), summary=False)
 
 
 def test_it_is_calibrated_on_training_images_and_says_the_curve(path):
@@ -76,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_noise_it_would_have_had(path, s
         file.unlink()
     (copy / "results.json").unlink()
     shutil.rmtree(copy / "export")
-    again = train(recipe, copy, init_from=str(static))
+    again = train(recipe, copy, init_from=str(static), summary=False)
     for key in ("weights_sha256", "test_accuracy", "calibration"):
         assert again[key] == results[key]
 

@@ -100,7 +100,8 @@ def static(tmp_path_factory):
     """Workdir and results of a static run that is evaluated every second epoch, on validation."""
     workdir = tmp_path_factory.mktemp("static")
     settings = ("wiring=chain", "evaluation_epochs=2", "validation=0.3")
-    return workdir, train(get_recipe("digits_resnet20", [*TINY, *settings]), workdir)
+    recipe = get_recipe("digits_resnet20", [*TINY, *settings])
+    return workdir, train(recipe, workdir, summary=False)
 
 
 @pytest.mark.slow
@@ -118,7 +119,7 @@ def test_a_dynamic_run_starts_from_a_trained_static_one(static, tmp_path):
     source = static[0] / "model.keras"
     settings = ("init=static", "learning_rate=1e-6", "epochs=1", "validation=0.3")
     recipe = get_recipe("digits_resnet20", [*TINY, *settings])
-    results = train(recipe, tmp_path, init_from=source)
+    results = train(recipe, tmp_path, init_from=source, summary=False)
     assert results["test_accuracy"] >= static[1]["test_accuracy"] - 0.02
     assert json.loads((tmp_path / "config.json").read_text())["init_from"] == str(source)
 
@@ -133,7 +134,7 @@ def test_a_run_without_a_decodable_image_says_so(tmp_path, bad, capfd):
                 content = b"broken" if part == bad else png
                 (tmp_path / "data" / part / name / f"{i}.png").write_bytes(content)
     arguments = ["--config", "digits_resnet20", "--data-dir", str(tmp_path / "data")]
-    arguments += flags(*TINY, "dataset=folder", "batch_size=4", "epochs=1")
+    arguments += flags(*TINY, "dataset=folder", "batch_size=4", "epochs=1", "wiring=chain")
     with pytest.raises(SystemExit, match=rf"None of these {bad}\w* images could be decoded"):
         main([*arguments, "--workdir", str(tmp_path / "run")])
     assert "Skipped" in capfd.readouterr().err

@@ -17,6 +17,12 @@ from dgnet_keras.__main__ import main
 from train.detection import decoding, export
 
 
+def of_one_run(detector):
+    """The parameter of a test that looks at this detector's finished run."""
+    name = f"coco_tiny_{detector}"
+    return pytest.param(name, marks=pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def photographs(request):
     """Ten of COCO's images; none where they are not at hand."""
@@ -28,14 +34,15 @@ def photographs(request):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [of_one_run("fasterrcnn"), of_one_run("retinanet")])
 def test_the_export_finds_what_the_checkpoint_finds(
-    finished, restore_once, scenes, photographs, tmp_path
+    name, finish_once, restore_once, scenes, photographs, tmp_path
 ):
     """Images of several sizes, one by one, as they are and as JPEG or PNG.
 
     Through the C API, in a process without TensorFlow's Python and Keras.
     """
-    recipe, workdir, _ = finished
+    _, workdir, _ = finish_once(name)
     files = list(photographs)
     for k, size in enumerate(((128, 128), (200, 90), (64, 300))):
         picture = Image.open(scenes / "val" / f"000{k}.png").convert("RGB").resize(size)
@@ -48,7 +55,7 @@ def test_the_export_finds_what_the_checkpoint_finds(
     requests = [("serving_default", {"inputs": image[None]}) for image in images]
     requests += [("predict_jpeg", {"inputs": [file.read_bytes()]}) for file in files]
     answers = c_api.run_elsewhere(directory, c_api.signature_tensors(directory), requests)
-    expected = list(export.predict(restore_once(f"coco_tiny_{recipe.detector}"), images))
+    expected = list(export.predict(restore_once(name), images))
     assert sum(len(found["boxes"]) for found in expected) > len(files)
     for answer, found in zip(answers, [*expected, *expected], strict=True):
         count = int(answer["num_detections"][0])
@@ -60,18 +67,19 @@ def test_the_export_finds_what_the_checkpoint_finds(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [of_one_run("maskrcnn")])  # which answers with most
 def test_predict_says_and_draws_what_the_export_finds(
-    finished, restore_once, scenes, tmp_path, capsys, monkeypatch
+    name, finish_once, restore_once, scenes, tmp_path, capsys, monkeypatch
 ):
     """Every form has the boxes that the run itself finds, and each image has a picture."""
     monkeypatch.setattr(tf.saved_model, "load", functools.cache(tf.saved_model.load))  # takes long
-    recipe, workdir, _ = finished
+    _, workdir, _ = finish_once(name)
     (tmp_path / "more").mkdir()
     files = [tmp_path / "0.png", tmp_path / "1.webp", tmp_path / "more" / "0.png"]
     for k, file in enumerate(files):
         Image.open(scenes / "val" / f"000{k}.png").convert("RGB").save(file, lossless=True)
     images = [decoding.read_image(scenes / "val" / f"000{k}.png") for k in range(len(files))]
-    expected = list(export.predict(restore_once(f"coco_tiny_{recipe.detector}"), images))
+    expected = list(export.predict(restore_once(name), images))
     least = float(np.median([score for found in expected for score in found["scores"]]))
     given = [*map(str, files), "--min-score", str(least)]
     main(["predict", str(workdir), *given, "--json", "--output", str(tmp_path / "drawn")])
