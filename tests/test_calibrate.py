@@ -110,7 +110,7 @@ def test_answers_at_a_threshold_are_those_of_a_model_of_it(row):
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(wiring, macs, x, message):
-    model = deep(wiring, depths=(2, 2))
+    model = deep(wiring, depths=(3, 3))
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         dg.calibrate(model, x, macs=macs)

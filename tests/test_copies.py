@@ -120,7 +120,9 @@ def test_a_copy_trains_on_as_its_model_would(tmp_path):
 
 
 def test_float16_scales_the_loss_also_when_it_is_loaded(tmp_path):
-    model = create("resnet_cifar_chain", input_shape=(32, 32, 3), dtype="mixed_float16")
+    keras.config.set_dtype_policy("mixed_float16")
+    model = create("resnet_cifar_chain", input_shape=(32, 32, 3))
+    keras.config.set_dtype_policy("float32")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(dg.optimizers.SGD(0.01), loss)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
