@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crop", [0.875, 1.0])
-def test_a_thousand_jpegs_are_prepared_as_in_evaluation(folder, crop, tmp_path):
+def test_jpegs_are_prepared_as_in_evaluation(folder, crop, tmp_path):
     model = randomize(create("resnet_basic"))
     model.preprocessing = dg.Preprocessing((32, 32), crop)
     exported = tf.saved_model.load(str(dg.export_saved_model(model, tmp_path)))

@@ -82,6 +82,7 @@ def test_predict_says_and_draws_what_the_export_finds(
     expected = list(export.predict(restore_once(name), images))
     least = float(np.median([score for found in expected for score in found["scores"]]))
     given = [*map(str, files), "--min-score", str(least)]
+    capsys.readouterr()  # of the training, where this test is the first to need it
     main(["predict", str(workdir), *given, "--json", "--output", str(tmp_path / "drawn")])
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     names = (workdir / "export" / "1" / "assets" / "labels.txt").read_text().splitlines()
