@@ -163,7 +163,7 @@ def test_a_block_that_too_few_take_is_pulled_up():
     assert tape.gradient(loss, router.bias.value).numpy()[0] < 0
 
 
-@pytest.mark.parametrize("wiring", ["dynamic", "learned_path"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_training_brings_the_share_to_the_target(wiring):
     model = tiny(wiring, macs_weight=200.0, init="static")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

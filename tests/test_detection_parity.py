@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from garden_losses import losses_of
 from official.vision.configs import backbones, common, decoders, maskrcnn
 from official.vision.modeling.backbones import factory
 from official.vision.tasks import maskrcnn as maskrcnn_task
@@ -165,18 +166,8 @@ def batch(rng, count=8, size=64):
 
 
 def loss_and_gradients(task, model, inputs):
-    images, labels = inputs
-    tf.random.set_seed(3)  # both sample the same regions of interest
     with tf.GradientTape() as tape:
-        outputs = model(
-            images,
-            image_shape=labels["image_info"][:, 1, :],
-            anchor_boxes=labels["anchor_boxes"],
-            gt_boxes=labels["gt_boxes"],
-            gt_classes=labels["gt_classes"],
-            training=True,
-        )
-        losses = task.build_losses(outputs, labels, model.losses)
+        losses = losses_of(task, model, *inputs, seed=3)
     gradients = tape.gradient(losses["total_loss"], model.trainable_weights)
     return losses, gradients
 

@@ -75,7 +75,7 @@ def test_a_dynamic_network_starts_as_timms(loaded):
 
 
 def test_an_export_answers_as_timms(tmp_path):
-    """That every row's export computes what the model does is in `serving/test_runtimes.py`."""
+    """That exports compute what their models do is in `serving/test_runtimes.py`."""
     name = "resnet_basic"
     model, answers = make(name, init="static"), np.load(FOLDER / f"{name}.npz")
     dg.load_timm(model, FOLDER / f"{name}.safetensors")
